@@ -1,0 +1,461 @@
+"""What the classifier and the regressor share: parameters, fit, and the fitted state."""
+
+import copy
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from distributed import Client
+from sklearn.base import BaseEstimator, _fit_context, clone
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+
+from skdtheano import engine
+from skdtheano.estimators.training_data import (
+    Targets,
+    TrainingData,
+    data_at_site,
+    data_in_memory,
+    is_distributed,
+)
+from skdtheano.graphs.network import Network
+from skdtheano.graphs.optimizers import SGD, Adam, Optimizer
+from skdtheano.notices import warn_user
+from skdtheano.runtime.local import HeldOut, LocalRuntime
+from skdtheano.runtime.model import Model
+from skdtheano.runtime.order import (
+    MAX_GLOBAL_ROWS,
+    BlockOrder,
+    GlobalOrder,
+    Order,
+    RowMap,
+    held_out_counts,
+)
+from skdtheano.runtime.parameters import Layout, TrainState
+from skdtheano.runtime.program import ProgramSpec
+from skdtheano.runtime.rounds import ClusterRuntime
+from skdtheano.runtime.sites import (
+    ClusterSite,
+    LocalSite,
+    Site,
+    outside_the_slots,
+    resolve_client,
+)
+from skdtheano.training import (
+    FullBatch,
+    Progress,
+    Runtime,
+    Schedule,
+    fit_lbfgs,
+    fit_stochastic,
+)
+
+logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """What a fitted model keeps so that `partial_fit` can go on.
+
+    Attributes
+    ----------
+    solver : {"adam", "sgd"}
+    learning_rate : float
+    step : int
+        Steps taken.
+    slots : list of ndarray of shape (n_parameters,)
+        Adam's first and second moments, or SGD's velocity, packed as
+        `skdtheano.runtime.parameters.Layout` says.
+    """
+
+    solver: str
+    learning_rate: float
+    step: int
+    slots: list[np.ndarray]
+
+
+def takes_steps(estimator: Any) -> bool:
+    """Whether the solver trains by minibatches, and so by `partial_fit`.
+
+    Raises
+    ------
+    AttributeError
+        If it does not.
+    """
+    if estimator.solver == "lbfgs":
+        raise AttributeError(
+            "partial_fit is only available for stochastic optimizers. lbfgs is not stochastic."
+        )
+    return True
+
+
+class DistributedPerceptron(BaseEstimator, ABC):
+    """A multi-layer perceptron that trains here or on a dask cluster."""
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions({"identity", "logistic", "tanh", "relu"})],
+        "solver": [StrOptions({"lbfgs", "sgd", "adam"})],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [StrOptions({"constant", "invscaling", "adaptive"})],
+        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
+        "power_t": [Interval(Real, 0, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "shuffle": ["boolean", StrOptions({"blocks"})],
+        "random_state": ["random_state"],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "verbose": ["verbose"],
+        "warm_start": ["boolean"],
+        "momentum": [Interval(Real, 0, 1, closed="both")],
+        "nesterovs_momentum": ["boolean"],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+        "beta_1": [Interval(Real, 0, 1, closed="left")],
+        "beta_2": [Interval(Real, 0, 1, closed="left")],
+        "epsilon": [Interval(Real, 0, None, closed="neither")],
+        "n_iter_no_change": [
+            Interval(Integral, 1, None, closed="left"),
+            Options(Real, {np.inf}),
+        ],
+        "max_fun": [Interval(Integral, 1, None, closed="left")],
+        "client": "no_validation",
+        "mode": [str, None],
+    }
+
+    _classifies: bool
+
+    @abstractmethod
+    def _targets(self, anew: bool) -> Targets:
+        """How to read y of a dask fit."""
+
+    @abstractmethod
+    def _keep_targets(self, targets: Targets, anew: bool) -> None:
+        """Set the fitted attributes that describe y."""
+
+    @abstractmethod
+    def _data_in_memory(self, X: Any, y: Any, anew: bool, going_on: bool) -> tuple[Any, ...]:
+        """Validate as scikit-learn does; return X, y, number of outputs and encoder."""
+
+    @abstractmethod
+    def _output(self) -> tuple[str, str]:
+        """Output activation, and the name of the loss that is differentiated."""
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Fit the model to rows X and targets y.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix, dask Array or dask DataFrame of shape \
+                (n_samples, n_features)
+            The rows. dask collections may have unknown chunk sizes, several chunks of
+            columns, empty blocks and sparse blocks. They are trained on where they lie.
+        y : array-like, dask Array, DataFrame or Series of shape (n_samples,) or \
+                (n_samples, n_outputs)
+            The targets, in the order of the rows; its chunks need not be those of X.
+        sample_weight : array-like, dask Array or Series of shape (n_samples,), default=None
+            Row weights. A row of weight 2 counts as two rows, one of weight 0 as none.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator. The result does not depend on chunks or workers, up to
+            the rounding of sums.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For data or parameters that cannot be used; the message names the argument and
+            what to do.
+        """
+        return self._fit(X, y, sample_weight, going_on=False)
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, going_on: bool) -> "DistributedPerceptron":
+        anew = not hasattr(self, "coefs_") or not (self.warm_start or going_on)
+        self._check_parameters(going_on)
+        site = self._site(X, y, sample_weight)
+        with outside_the_slots():
+            data = self._read(X, y, sample_weight, site, anew, going_on)
+            rng = check_random_state(self.random_state)
+            model, state, progress = self._begin(data, rng, anew, going_on)
+            if self.solver == "lbfgs":
+                self._train_full_batch(data, model, state, progress)
+            else:
+                self._train_by_steps(data, model, state, progress, rng, anew, going_on)
+        if not all(np.isfinite(array).all() for array in self.coefs_ + self.intercepts_):
+            raise ValueError(
+                "Solver produced non-finite parameter weights. The input data may contain "
+                "large values and need to be preprocessed."
+            )
+        return self
+
+    def _check_parameters(self, going_on: bool) -> None:
+        sizes = self._hidden_sizes()
+        if any(size <= 0 for size in sizes):
+            raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
+        engine.check_mode(self.mode)
+        if self.early_stopping and going_on:
+            raise ValueError("partial_fit does not support early_stopping=True")
+
+    def _hidden_sizes(self) -> list[int]:
+        sizes = self.hidden_layer_sizes
+        return list(sizes) if hasattr(sizes, "__iter__") else [sizes]
+
+    def _site(self, *arguments: Any) -> Site:
+        """Where to train: a cluster for dask collections or an explicit client."""
+        if self.client is None and not is_distributed(*arguments):
+            return LocalSite()
+        client = resolve_client(self.client)
+        return LocalSite() if client is None else ClusterSite(client)
+
+    def _read(
+        self, X: Any, y: Any, sample_weight: Any, site: Site, anew: bool, going_on: bool
+    ) -> TrainingData:
+        if isinstance(site, LocalSite) and not is_distributed(X, y, sample_weight):
+            X, y, n_outputs, encode = self._data_in_memory(X, y, anew, going_on)
+            return data_in_memory(X, y, sample_weight, n_outputs, encode, site)
+        n_blocks = len(site.workers()) if isinstance(site, ClusterSite) else 1
+        targets = self._targets(anew)
+        data = data_at_site(self, X, y, sample_weight, targets, site, n_blocks, anew)
+        self._keep_targets(targets, anew)
+        return data
+
+    def _begin(
+        self, data: TrainingData, rng: np.random.RandomState, anew: bool, going_on: bool
+    ) -> tuple[Model, TrainState, Progress]:
+        """Parameters, optimizer and history: fresh ones, or those of the last fit."""
+        units = (data.n_features, *self._hidden_sizes(), data.n_outputs)
+        layout = Layout(tuple(int(size) for size in units))
+        if anew:
+            self._initialize(layout, data, rng)
+        self.n_outputs_ = data.n_outputs
+        dtype = "float64" if self.solver == "lbfgs" else self.coefs_[0].dtype.name
+        theta = layout.pack([*self.coefs_, *self.intercepts_], np.dtype(dtype))
+        output, loss = self._output()
+        optimizer = self._optimizer_rule()
+        network = Network(
+            n_products=len(units) - 1,
+            activation=self.activation,
+            output=output,
+            row_dtype=data.row_dtype,
+            dtype=dtype,
+            sparse=data.sparse,
+        )
+        rule = None if optimizer is None else optimizer.rule
+        model = Model(ProgramSpec(network, loss, rule, engine.check_mode(self.mode)), layout)
+        kept = getattr(self, "_optimizer", None) if going_on else None
+        progress = self._progress()
+        if kept is not None and kept.solver == self.solver:
+            progress.learning_rate = kept.learning_rate
+            slots = [slot.astype(dtype, copy=False) for slot in kept.slots]
+            return model, TrainState(theta, slots, kept.step), progress
+        n_slots = 0 if optimizer is None else optimizer.n_slots
+        return model, TrainState.fresh(theta, n_slots), progress
+
+    def _initialize(
+        self, layout: Layout, data: TrainingData, rng: np.random.RandomState
+    ) -> None:
+        """Draw parameters by Glorot & Bengio (2010), in scikit-learn's order of draws."""
+        factor = 2.0 if self.activation == "logistic" else 6.0
+        self.coefs_, self.intercepts_ = [], []
+        for fan_in, fan_out in zip(layout.units, layout.units[1:], strict=False):
+            bound = np.sqrt(factor / (fan_in + fan_out))
+            coef = rng.uniform(-bound, bound, (fan_in, fan_out))
+            intercept = rng.uniform(-bound, bound, fan_out)
+            self.coefs_.append(coef.astype(data.row_dtype, copy=False))
+            self.intercepts_.append(intercept.astype(data.row_dtype, copy=False))
+        self.n_layers_ = len(layout.units)
+        self.n_iter_ = 0
+        self.t_ = 0
+        self.out_activation_ = self._output()[0]
+        for learned in (
+            "loss_curve_",
+            "best_loss_",
+            "validation_scores_",
+            "best_validation_score_",
+            "_no_improvement_count",
+            "_optimizer",
+        ):
+            vars(self).pop(learned, None)
+
+    def _optimizer_rule(self) -> Optimizer | None:
+        if self.solver == "adam":
+            return Adam(self.beta_1, self.beta_2, self.epsilon)
+        if self.solver == "sgd":
+            return SGD(self.momentum, bool(self.nesterovs_momentum))
+        return None
+
+    def _progress(self) -> Progress:
+        """The history that a warm start goes on with."""
+        progress = Progress(float(self.learning_rate_init), rows_seen=self.t_)
+        progress.loss_curve = list(getattr(self, "loss_curve_", []))
+        progress.no_improvement = getattr(self, "_no_improvement_count", 0)
+        if self.early_stopping:
+            progress.best_loss = None
+            progress.validation_scores = list(getattr(self, "validation_scores_", None) or [])
+            best = getattr(self, "best_validation_score_", None)
+            progress.best_validation_score = -np.inf if best is None else best
+        else:
+            best = getattr(self, "best_loss_", None)
+            progress.best_loss = np.inf if best is None else best
+        return progress
+
+    def _train_by_steps(
+        self,
+        data: TrainingData,
+        model: Model,
+        state: TrainState,
+        progress: Progress,
+        rng: np.random.RandomState,
+        anew: bool,
+        going_on: bool,
+    ) -> None:
+        order, held_out = self._order(data, rng)
+        runtime = _runtime(data, model, state, held_out)
+        optimizer = self._optimizer_rule()
+        assert optimizer is not None
+        schedule = Schedule(
+            optimizer=optimizer,
+            learning_rate_init=float(self.learning_rate_init),
+            # Adam has no schedule: as in scikit-learn, learning_rate is SGD's alone.
+            learning_rate=self.learning_rate if self.solver == "sgd" else "constant",
+            power_t=self.power_t,
+            alpha=self.alpha,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            n_iter_no_change=self.n_iter_no_change,
+            early_stopping=bool(self.early_stopping),
+            one_epoch=going_on,
+            verbose=bool(self.verbose),
+        )
+        initial = state.theta
+        fit_stochastic(runtime, order, schedule, progress, self._classifies)
+        final = runtime.state()
+        theta = final.theta
+        if self.early_stopping:
+            best = runtime.best()
+            # Without any finite score scikit-learn goes back to where a first fit began.
+            theta = best if best is not None else (initial if anew else theta)
+        self.coefs_, self.intercepts_ = model.layout.unpack(theta)
+        self._optimizer = OptimizerState(
+            self.solver, progress.learning_rate, final.step, final.slots
+        )
+        self.n_iter_ = progress.n_iter
+        self.t_ = progress.rows_seen
+        self.loss_ = progress.loss
+        self.loss_curve_ = progress.loss_curve
+        self.best_loss_ = progress.best_loss
+        self.validation_scores_ = progress.validation_scores
+        self.best_validation_score_ = progress.best_validation_score
+        self._no_improvement_count = progress.no_improvement
+
+    def _train_full_batch(
+        self, data: TrainingData, model: Model, state: TrainState, progress: Progress
+    ) -> None:
+        runtime = _runtime(data, model, state, None)
+        limits = FullBatch(self.alpha, self.max_iter, self.max_fun, self.tol)
+        theta, self.loss_, self.n_iter_ = fit_lbfgs(runtime, state.theta, model.layout, limits)
+        self.coefs_, self.intercepts_ = model.layout.unpack(theta)
+
+    def _order(
+        self, data: TrainingData, rng: np.random.RandomState
+    ) -> tuple[Order, HeldOut | None]:
+        """Batch order of the training rows, and who holds which held-out row."""
+        if self._by_blocks(data.n_rows):
+            return self._block_order(data, rng)
+        rows = np.arange(data.n_rows)
+        held_out: HeldOut | None = None
+        if self.early_stopping:
+            stratify = (
+                data.true_rows() if self._classifies and data.n_outputs == 1 else None
+            )
+            rows, validation = train_test_split(
+                rows,
+                random_state=rng,
+                test_size=self.validation_fraction,
+                stratify=stratify,
+            )
+            self._check_held_out(len(validation))
+
+            def held_out(places: RowMap) -> list[np.ndarray]:
+                return places.split(validation)
+
+        batch_size = self._batch_rows(len(rows))
+        return GlobalOrder(rows, batch_size, bool(self.shuffle), rng), held_out
+
+    def _by_blocks(self, n_rows: int) -> bool:
+        if self.shuffle == "blocks":
+            return True
+        if n_rows <= MAX_GLOBAL_ROWS or not self.shuffle:
+            return False
+        logger.info(
+            "shuffle=True with %d rows: above %d rows the order of the minibatches is drawn "
+            "block by block (shuffle='blocks'), since a permutation of all rows would take "
+            "%.1f GiB.",
+            n_rows,
+            MAX_GLOBAL_ROWS,
+            n_rows * 16 / 2**30,
+        )
+        return True
+
+    def _block_order(
+        self, data: TrainingData, rng: np.random.RandomState
+    ) -> tuple[Order, HeldOut | None]:
+        lengths = data.lengths
+        fraction = self.validation_fraction if self.early_stopping else 0.0
+        n_held_out = sum(held_out_counts(lengths, fraction))
+        if self.early_stopping:
+            self._check_held_out(n_held_out)
+        batch_size = self._batch_rows(data.n_rows - n_held_out)
+        seed = int(rng.randint(2**31 - 1))
+        order = BlockOrder(lengths, batch_size, seed, held_out=fraction)
+        return order, order.held_out_rows if self.early_stopping else None
+
+    def _check_held_out(self, n_rows: int) -> None:
+        if n_rows < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size "
+                "of your dataset."
+            )
+
+    def _batch_rows(self, n_rows: int) -> int:
+        if self.batch_size == "auto":
+            return min(200, n_rows)
+        if self.batch_size > n_rows:
+            warn_user(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be "
+                "clipped"
+            )
+        return int(np.clip(self.batch_size, 1, n_rows))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A client is a connection of this process; what a fit learned does not need it.
+        return {**super().__getstate__(), "client": None}
+
+    def __sklearn_clone__(self) -> "DistributedPerceptron":
+        # Clones share the client: it cannot be copied, and is not learned.
+        parameters = self.get_params(deep=False)
+        client: Client | None = parameters.pop("client")
+        copied = {name: clone(value, safe=False) for name, value in parameters.items()}
+        fresh = type(self)(**copied, client=client)
+        if hasattr(self, "_metadata_request"):
+            fresh._metadata_request = copy.deepcopy(self._metadata_request)
+        return fresh
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+def _runtime(
+    data: TrainingData, model: Model, state: TrainState, held_out: HeldOut | None
+) -> Runtime:
+    if isinstance(data.site, ClusterSite):
+        return ClusterRuntime(model, data.site, data.handles, data.lengths, state, held_out)
+    return LocalRuntime(model, data.handles, state, held_out)
+

@@ -1,0 +1,1 @@
+"""Symbols without data: the network, its losses and the optimizers, as graphs."""

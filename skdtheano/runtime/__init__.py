@@ -1,0 +1,1 @@
+"""Data and machines without symbols: row blocks, compiled programs, rounds on a cluster."""

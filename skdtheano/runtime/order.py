@@ -1,0 +1,285 @@
+"""Batch order: which rows make up which minibatch, whoever holds them.
+
+The order is a function of the random state, the epoch and the numbers of rows alone. A
+global order is scikit-learn's own permutation; a block-wise order needs no array as long
+as the table, and is a function of the lengths of the blocks as well.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from sklearn.utils import shuffle as cumulative_shuffle
+
+#: Above this number of rows a global permutation takes more than 2 GiB with its copy.
+MAX_GLOBAL_ROWS = 2**27
+
+#: Rows of the blocks that a block-wise order mixes with each other.
+WINDOW_ROWS = 2**24
+
+
+@dataclass(frozen=True)
+class RowMap:
+    """Who holds which row.
+
+    Parameters
+    ----------
+    lengths : tuple of int
+        Rows of each block, in the order of the table.
+    owners : tuple of int
+        Rank of the process that holds each block. A process numbers its rows through
+        its blocks, in the order of the table.
+    n_ranks : int
+    """
+
+    lengths: tuple[int, ...]
+    owners: tuple[int, ...]
+    n_ranks: int = 1
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Global number of each block's first row."""
+        return np.cumsum([0, *self.lengths])[:-1].astype(np.int64)
+
+    @cached_property
+    def local_starts(self) -> np.ndarray:
+        """Number of each block's first row among those of its owner."""
+        next_row = [0] * self.n_ranks
+        starts = []
+        for length, owner in zip(self.lengths, self.owners, strict=True):
+            starts.append(next_row[owner])
+            next_row[owner] += length
+        return np.asarray(starts, np.int64)
+
+    @property
+    def n_rows(self) -> int:
+        return sum(self.lengths)
+
+    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rank and local number of each global row number."""
+        if len(self.lengths) == 1:
+            return np.full(len(rows), self.owners[0]), rows
+        # side="right" passes over empty blocks, which start where the next one does.
+        block = np.searchsorted(self.starts, rows, side="right") - 1
+        local = rows - (self.starts - self.local_starts)[block]
+        return np.asarray(self.owners)[block], local
+
+    def split(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Local numbers of global rows, for each rank, in the order given."""
+        ranks, local = self.locate(rows)
+        return [local[ranks == rank] for rank in range(self.n_ranks)]
+
+
+class Batches(Protocol):
+    """One rank's share of an epoch."""
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield, for each minibatch, local row numbers and the size of the whole batch."""
+
+
+@dataclass(frozen=True)
+class ListedBatches:
+    """Batches as row numbers, made by the caller: 4 bytes a row."""
+
+    rows: np.ndarray
+    counts: np.ndarray
+    sizes: np.ndarray
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        stops = np.cumsum(self.counts)
+        for start, stop, size in zip(stops - self.counts, stops, self.sizes, strict=True):
+            yield self.rows[start:stop], int(size)
+
+
+class Epoch(Protocol):
+    """The order of one epoch, before anyone knows who holds the rows."""
+
+    def shares(self, places: RowMap) -> list[Batches]:
+        """Each rank's batches."""
+
+
+class Order(Protocol):
+    """Draws the orders of the epochs, one after another."""
+
+    n_rows: int
+
+    def next_epoch(self) -> Epoch:
+        """The next epoch's order."""
+
+
+@dataclass(frozen=True)
+class ListedEpoch:
+    """An order as one array of global row numbers."""
+
+    rows: np.ndarray
+    batch_size: int
+
+    def shares(self, places: RowMap) -> list[Batches]:
+        ranks, local = places.locate(self.rows)
+        starts = np.arange(0, len(self.rows), self.batch_size)
+        sizes = np.diff(np.append(starts, len(self.rows)))
+        number = np.uint32 if places.n_rows < 2**32 else np.int64
+        shares: list[Batches] = []
+        for rank in range(places.n_ranks):
+            held = np.flatnonzero(ranks == rank)
+            counts = np.bincount(held // self.batch_size, minlength=len(sizes))
+            shares.append(ListedBatches(local[held].astype(number), counts, sizes))
+        return shares
+
+
+class GlobalOrder:
+    """scikit-learn's minibatches: consecutive slices of one permutation of all rows.
+
+    Parameters
+    ----------
+    rows : ndarray of int
+        Global numbers of the rows to train on.
+    batch_size : int
+    shuffle : bool
+        Permute what the last epoch's permutation gave, as scikit-learn does.
+    rng : RandomState
+        Advanced by one permutation an epoch.
+    """
+
+    def __init__(
+        self, rows: np.ndarray, batch_size: int, shuffle: bool, rng: np.random.RandomState
+    ) -> None:
+        self.n_rows = len(rows)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.rng = rng
+        self._rows = rows
+        self._places = np.arange(len(rows))
+
+    def next_epoch(self) -> ListedEpoch:
+        if self.shuffle:
+            self._places = cumulative_shuffle(self._places, random_state=self.rng)
+        return ListedEpoch(self._rows[self._places], self.batch_size)
+
+
+class BlockOrder:
+    """A shuffle that needs memory for one window of blocks, not for the whole table.
+
+    Each epoch permutes the blocks, cuts them into windows of about ``WINDOW_ROWS`` rows,
+    and permutes the rows of each window together. Minibatches are consecutive slices, and
+    may span two windows, so that all but the last are of one size. Every draw comes from
+    a generator keyed by (seed, epoch, window): ranks agree without a message.
+
+    Parameters
+    ----------
+    lengths : tuple of int
+        Rows of each block.
+    batch_size : int
+    seed : int
+    held_out : float
+        Fraction of the rows, drawn per block, that no batch contains.
+    window_rows : int
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        *,
+        held_out: float = 0.0,
+        window_rows: int = WINDOW_ROWS,
+    ) -> None:
+        self.lengths = tuple(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.held_out = held_out
+        self.window_rows = window_rows
+        self.n_held_out = held_out_counts(self.lengths, held_out)
+        self.n_rows = sum(self.lengths) - sum(self.n_held_out)
+        self._epoch = 0
+
+    def next_epoch(self) -> "KeyedEpoch":
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        return KeyedEpoch(self, epoch)
+
+    def held_out_rows(self, places: RowMap) -> list[np.ndarray]:
+        """Local numbers of the rows left out of training, for each rank, ascending."""
+        rows: list[list[np.ndarray]] = [[] for _ in range(places.n_ranks)]
+        for block, owner in enumerate(places.owners):
+            rows[owner].append(places.local_starts[block] + self._held_out_in(block))
+        return [np.concatenate(of_rank) if of_rank else np.arange(0) for of_rank in rows]
+
+    def _held_out_in(self, block: int) -> np.ndarray:
+        draw = np.random.default_rng([self.seed, 1, block])
+        chosen = draw.choice(self.lengths[block], self.n_held_out[block], replace=False)
+        return np.sort(chosen)
+
+    def trained_in(self, block: int) -> np.ndarray:
+        """Numbers, within their block, of the rows to train on."""
+        kept = np.ones(self.lengths[block], bool)
+        kept[self._held_out_in(block)] = False
+        return np.flatnonzero(kept)
+
+    def windows(self, epoch: int) -> Iterator[tuple[np.random.Generator, list[int]]]:
+        """Blocks of each window, with the generator that permutes their rows."""
+        blocks = np.arange(len(self.lengths))
+        blocks = np.random.default_rng([self.seed, 2, epoch]).permutation(blocks)
+        window: list[int] = []
+        rows = number = 0
+        for block in blocks.tolist():
+            if window and rows + self.lengths[block] > self.window_rows:
+                yield np.random.default_rng([self.seed, 3, epoch, number]), window
+                window, rows, number = [], 0, number + 1
+            window.append(block)
+            rows += self.lengths[block]
+        if window:
+            yield np.random.default_rng([self.seed, 3, epoch, number]), window
+
+
+@dataclass(frozen=True)
+class KeyedEpoch:
+    """An order as the key that every rank computes its batches from."""
+
+    order: BlockOrder
+    epoch: int
+
+    def shares(self, places: RowMap) -> list[Batches]:
+        return [
+            KeyedBatches(self.order, places, rank, self.epoch) for rank in range(places.n_ranks)
+        ]
+
+
+@dataclass(frozen=True)
+class KeyedBatches:
+    """One rank's batches of a block-wise order, computed where they are used."""
+
+    order: BlockOrder
+    places: RowMap
+    rank: int
+    epoch: int
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        size, remaining = self.order.batch_size, self.order.n_rows
+        waiting: list[np.ndarray] = []  # local rows of the batch under way, -1 elsewhere
+        n_waiting = 0
+        for draw, window in self.order.windows(self.epoch):
+            rows = np.concatenate([self._local_rows(block) for block in window])
+            rows = draw.permutation(rows)
+            while n_waiting + len(rows) >= min(size, remaining) > 0:
+                cut = min(size, remaining) - n_waiting
+                batch = np.concatenate([*waiting, rows[:cut]])
+                yield batch[batch >= 0], len(batch)
+                rows, waiting, n_waiting = rows[cut:], [], 0
+                remaining -= len(batch)
+            waiting.append(rows)
+            n_waiting += len(rows)
+
+    def _local_rows(self, block: int) -> np.ndarray:
+        if self.places.owners[block] != self.rank:
+            return np.full(self.order.lengths[block] - self.order.n_held_out[block], -1)
+        return self.places.local_starts[block] + self.order.trained_in(block)
+
+
+def held_out_counts(lengths: Sequence[int], fraction: float) -> tuple[int, ...]:
+    """Rows to hold out of each block: as many in all as of one table of their rows."""
+    ends = np.ceil(np.cumsum([0, *lengths]) * fraction - 1e-9).astype(int)
+    counts = np.minimum(np.diff(ends), lengths)
+    return tuple(counts.tolist())

@@ -1,0 +1,197 @@
+"""Where blocks live and functions of blocks run: in this process, or on a dask cluster."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import dask
+from dask.delayed import Delayed
+from distributed import Client, Future, get_client, get_worker, rejoin, secede, wait
+
+from skdtheano.runtime.collective import ExchangePlugin
+
+#: Seconds between looks at the cluster while something is awaited from it.
+_POLL_SECONDS = 1.0
+
+Handle = Any
+
+
+class Site(Protocol):
+    """A place that holds blocks behind handles and calls functions on them."""
+
+    def load(self, blocks: Sequence[Delayed]) -> list[Handle]:
+        """Compute lazy blocks and keep them here."""
+
+    def put(self, blocks: Sequence[Any]) -> list[Handle]:
+        """Keep blocks that are in this process here."""
+
+    def submit(self, function: Callable[..., Any], *args: Any, **where: Any) -> Handle:
+        """Call a function; handles among `args`, or in lists there, stand for blocks."""
+
+    def get(self, handles: Sequence[Handle]) -> list[Any]:
+        """Bring values into this process, waiting for them."""
+
+
+class LocalSite:
+    """This process: handles are the blocks themselves."""
+
+    def load(self, blocks: Sequence[Delayed]) -> list[Handle]:
+        return list(dask.compute(*blocks))
+
+    def put(self, blocks: Sequence[Any]) -> list[Handle]:
+        return list(blocks)
+
+    def submit(self, function: Callable[..., Any], *args: Any, **where: Any) -> Handle:
+        return function(*args)
+
+    def get(self, handles: Sequence[Handle]) -> list[Any]:
+        return list(handles)
+
+
+class ClusterSite:
+    """The workers of a client's cluster: handles are futures.
+
+    Parameters
+    ----------
+    client : Client
+    patience : float
+        Seconds for which the cluster may have no worker before a wait ends in an error.
+    """
+
+    def __init__(self, client: Client, patience: float = 30.0) -> None:
+        self.client = client
+        self.patience = patience
+        client.register_plugin(ExchangePlugin())
+
+    def load(self, blocks: Sequence[Delayed]) -> list[Handle]:
+        futures: list[Future] = self.client.compute(list(blocks))
+        return futures
+
+    def put(self, blocks: Sequence[Any]) -> list[Handle]:
+        # hash=False: hashed keys of two fits would be one key (distributed#3703).
+        futures: list[Future] = self.client.scatter(list(blocks), hash=False)
+        return futures
+
+    def submit(self, function: Callable[..., Any], *args: Any, **where: Any) -> Handle:
+        return self.client.submit(function, *args, pure=False, **where)
+
+    def get(self, handles: Sequence[Handle]) -> list[Any]:
+        self.wait(handles)
+        return list(self.client.gather(list(handles)))
+
+    def workers(self) -> list[str]:
+        """Addresses of the workers that the scheduler knows now.
+
+        Raises
+        ------
+        ConnectionError
+            If the client has lost its scheduler.
+        """
+        if self.client.status != "running":
+            raise ConnectionError(
+                f"The client lost its cluster while it was used (its status is "
+                f"{self.client.status!r}). Make a new Client and fit again."
+            )
+        return list(self.client.nthreads())
+
+    def wait(
+        self, handles: Sequence[Handle], check: Callable[[list[str]], None] | None = None
+    ) -> None:
+        """Wait until every future has ended, well or not.
+
+        Parameters
+        ----------
+        handles : sequence of Future
+        check : callable, optional
+            Called with the workers' addresses about once a second; ends the wait by
+            raising.
+
+        Raises
+        ------
+        RuntimeError
+            If the cluster has had no worker for ``patience`` seconds.
+        """
+        last_seen = time.monotonic()
+        futures = list(handles)
+        while futures:
+            try:
+                wait(futures, timeout=_POLL_SECONDS)
+                return
+            except TimeoutError:
+                futures = [future for future in futures if not future.done()]
+            workers = self.workers()
+            if workers:
+                last_seen = time.monotonic()
+            elif time.monotonic() - last_seen > self.patience:
+                raise RuntimeError(
+                    f"The cluster has had no worker for {self.patience:g} s, and "
+                    f"{len(futures)} tasks wait for one. Start workers and fit again."
+                )
+            if check is not None:
+                check(workers)
+
+    def holders(self, handles: Sequence[Handle]) -> list[str | None]:
+        """A worker that holds each block, None where the block is lost for now."""
+        who_has = self.client.who_has(list(handles))
+        return [next(iter(sorted(who_has.get(h.key, ()))), None) for h in handles]
+
+
+def resolve_client(client: Client | None) -> Client | None:
+    """The client to use for dask input: the one given, else the current one, else None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the client given is not a `distributed.Client` of this thread, is closed or
+        asynchronous, or its cluster has no workers.
+    """
+    if client is None:
+        try:
+            client = get_client()
+        except ValueError:
+            return None
+    if not isinstance(client, Client):
+        raise TypeError(
+            f"client={client!r} is a {type(client).__name__}. Give a distributed.Client, for "
+            "example Client(cluster) or Client('tcp://scheduler:8786'), or None."
+        )
+    if client.asynchronous and not _in_task():
+        raise ValueError(
+            f"client={client!r} is asynchronous, and fit is not. Make it with "
+            "Client(..., asynchronous=False)."
+        )
+    if client.status != "running":
+        raise ValueError(
+            f"client={client!r} is {client.status}. Make a new Client, or use client=None to "
+            "take the current one."
+        )
+    if not client.nthreads():
+        raise ValueError(
+            f"client={client!r} has no workers. Start some (cluster.scale(2)) and call "
+            "client.wait_for_workers(1) before fit."
+        )
+    return client
+
+
+def _in_task() -> bool:
+    try:
+        return get_worker().get_current_task() is not None
+    except (ValueError, AttributeError):
+        return False
+
+
+@contextmanager
+def outside_the_slots() -> Iterator[None]:
+    """Give a task's thread slot back while it waits for tasks of its own.
+
+    A fit inside a task would otherwise hold the slot that its rounds wait for.
+    """
+    if not _in_task():
+        yield
+        return
+    secede()
+    try:
+        yield
+    finally:
+        rejoin()
