@@ -2,7 +2,8 @@
 
 from skdtheano.estimators.classifier import DistributedMLPClassifier
 from skdtheano.estimators.regressor import DistributedMLPRegressor
+from skdtheano.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = ["DistributedMLPClassifier", "DistributedMLPRegressor"]

@@ -5,10 +5,12 @@ mean the same on both engines, and to nothing else of either. ``SKDTHEANO_ENGINE
 (``pytensor``, the default, or ``theano``) chooses the engine when the package is imported.
 """
 
+import logging
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -51,30 +53,45 @@ def _import_theano() -> Any:
     flags = os.environ.get("THEANO_FLAGS", "")
     if "blas.ldflags" not in flags:
         os.environ["THEANO_FLAGS"] = ",".join(filter(None, [flags, "blas.ldflags="]))
+    # Without BLAS flags it warns at each import that it uses NumPy's BLAS: that is the plan.
+    logging.getLogger("theano.tensor.blas").setLevel(logging.ERROR)
     import theano
+    import theano.tensor
 
+    # Where there is no C, an elementwise Op without a NumPy function is a Python loop over
+    # the elements. Theano names none for these two; it looks a name up when it compiles.
+    theano.tensor.nnet.sigmoid.nfunc_spec = ("scipy.special.expit", 1, 1)
+    theano.tensor.second.nfunc_spec = ("skdtheano.engine.second", 2, 1)
     return theano
 
 
-if ENGINE == "pytensor":
-    import pytensor as _engine
-    import pytensor.tensor as _tensor
-    from pytensor.compile.mode import predefined_modes as _modes
+def second(shape_of: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """`value`, broadcast to the shape of both: Theano's ``second``, for whole arrays."""
+    return np.broadcast_arrays(shape_of, value)[1]
 
-    sigmoid = _tensor.sigmoid
-    Variable = _tensor.TensorVariable
-elif ENGINE == "theano":
-    _engine = _import_theano()
-    import theano.tensor as _tensor
-    from theano.compile.mode import predefined_modes as _modes
 
-    sigmoid = _tensor.nnet.sigmoid
-    Variable = _tensor.TensorVariable
-else:
+def _import_engine() -> tuple[Any, Any, Any, Any]:
+    """The engine, its tensor namespace, its logistic function and its compile modes."""
+    if ENGINE == "pytensor":
+        import pytensor
+        import pytensor.tensor
+        from pytensor.compile.mode import predefined_modes
+
+        return pytensor, pytensor.tensor, pytensor.tensor.sigmoid, predefined_modes
+    if ENGINE == "theano":
+        theano = _import_theano()
+        modes = theano.compile.mode.predefined_modes
+
+        return theano, theano.tensor, theano.tensor.nnet.sigmoid, modes
     raise ValueError(
         f"SKDTHEANO_ENGINE={ENGINE!r} is not an engine. Use 'pytensor' (the default) or "
         "'theano' (classic Theano 1.0.5, installed by the extra skdtheano[theano])."
     )
+
+
+_engine, _tensor, sigmoid, _modes = _import_engine()
+
+Variable: TypeAlias = Any  # a symbol of either engine; Theano has no types
 
 cast = _tensor.cast
 dot = _tensor.dot
@@ -134,8 +151,8 @@ def gradients(
     list of Variable
         :math:`\partial C / \partial \theta` for each parameter, by the chain rule.
     """
-    gradient: list[Variable] = _engine.grad(None, list(parameters), known_grads=dict(seeds))
-    return gradient
+    found = _engine.grad(None, list(parameters), known_grads=OrderedDict(seeds))
+    return list(found)
 
 
 def compile_function(
@@ -149,11 +166,29 @@ def compile_function(
     """
     with _compiler:
         function = _engine.function(
-            list(inputs), list(outputs), mode=mode, name=name, on_unused_input="ignore"
+            list(inputs),
+            list(outputs),
+            mode=_mode(mode),
+            name=name,
+            on_unused_input="ignore",
         )
         _compiled.append(name)
     function.trust_input = True
-    return function  # type: ignore[no-any-return]
+    compiled: Callable[..., list[np.ndarray]] = function
+    return compiled
+
+
+def _mode(name: str) -> Any:
+    """The engine's mode of that name, less what makes it slow.
+
+    Without C, an elementwise Op of more inputs than its NumPy function takes is a Python
+    loop over the elements. FAST_COMPILE runs without C, and two of its rewrites join
+    chains of products and of sums into such Ops: the backward pass of a logistic layer
+    then took 50 to 100 times as long.
+    """
+    if name != "FAST_COMPILE":
+        return name
+    return _modes[name].excluding("local_mul_canonizer", "local_add_canonizer")
 
 
 def compilations() -> list[str]:

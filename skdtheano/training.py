@@ -103,8 +103,7 @@ def fit_stochastic(
                 _judge_loss(schedule, progress)
             if schedule.learning_rate == "invscaling":
                 progress.learning_rate = (
-                    schedule.learning_rate_init
-                    / (progress.rows_seen + 1) ** schedule.power_t
+                    schedule.learning_rate_init / (progress.rows_seen + 1) ** schedule.power_t
                 )
             if progress.no_improvement > schedule.n_iter_no_change:
                 if _stops(schedule, progress):

@@ -1,1 +1,1 @@
-"""The public estimators."""
+"""The public estimators, and how they read, train on and predict the user's data."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from dask import is_dask_collection
+from dask.base import is_dask_collection
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import column_or_1d

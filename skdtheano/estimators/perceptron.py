@@ -56,6 +56,7 @@ from skdtheano.training import (
 
 logger = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class OptimizerState:
     """What a fitted model keeps so that `partial_fit` can go on.
@@ -95,7 +96,7 @@ def takes_steps(estimator: Any) -> bool:
 class DistributedPerceptron(BaseEstimator, ABC):
     """A multi-layer perceptron that trains here or on a dask cluster."""
 
-    _parameter_constraints: dict[str, list[Any]] = {
+    _parameter_constraints: dict[str, Any] = {
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions({"identity", "logistic", "tanh", "relu"})],
         "solver": [StrOptions({"lbfgs", "sgd", "adam"})],
@@ -174,7 +175,9 @@ class DistributedPerceptron(BaseEstimator, ABC):
         """
         return self._fit(X, y, sample_weight, going_on=False)
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, going_on: bool) -> "DistributedPerceptron":
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, going_on: bool
+    ) -> "DistributedPerceptron":
         anew = not hasattr(self, "coefs_") or not (self.warm_start or going_on)
         self._check_parameters(going_on)
         site = self._site(X, y, sample_weight)
@@ -280,7 +283,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
             "_no_improvement_count",
             "_optimizer",
         ):
-            vars(self).pop(learned, None)
+            self.__dict__.pop(learned, None)
 
     def _optimizer_rule(self) -> Optimizer | None:
         if self.solver == "adam":
@@ -370,9 +373,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
         rows = np.arange(data.n_rows)
         held_out: HeldOut | None = None
         if self.early_stopping:
-            stratify = (
-                data.true_rows() if self._classifies and data.n_outputs == 1 else None
-            )
+            stratify = data.true_rows() if self._classifies and data.n_outputs == 1 else None
             rows, validation = train_test_split(
                 rows,
                 random_state=rng,
@@ -458,4 +459,3 @@ def _runtime(
     if isinstance(data.site, ClusterSite):
         return ClusterRuntime(model, data.site, data.handles, data.lengths, state, held_out)
     return LocalRuntime(model, data.handles, state, held_out)
-

@@ -6,11 +6,12 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import scipy.sparse
-from dask import compute, delayed, is_dask_collection
+from dask.base import compute, is_dask_collection
+from dask.delayed import delayed
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skdtheano import engine
-from skdtheano.estimators.training_data import check_columns, is_distributed, read_columns
+from skdtheano.estimators.training_data import check_columns, read_columns
 from skdtheano.graphs.network import Network
 from skdtheano.runtime.ingest import (
     cut_table,
@@ -89,8 +90,10 @@ def predict_blocks(estimator: Any, X: Any, method: str) -> da.Array:
         X = X.rechunk({1: -1})
     predictor = slim(estimator)
     sample = _apply(np.zeros((1, estimator.n_features_in_)), predictor, method)
-    shape = {"drop_axis": 1} if sample.ndim == 1 else {"chunks": (X.chunks[0], sample.shape[1:])}
-    return da.map_blocks(
+    shape = (
+        {"drop_axis": 1} if sample.ndim == 1 else {"chunks": (X.chunks[0], sample.shape[1:])}
+    )
+    predicted: da.Array = da.map_blocks(
         _apply,
         X,
         delayed(predictor, pure=True),
@@ -101,13 +104,14 @@ def predict_blocks(estimator: Any, X: Any, method: str) -> da.Array:
         token=f"skdtheano-{method}",
         **shape,
     )
+    return predicted
 
 
 def slim(estimator: Any) -> Any:
     """A copy that predicts, without what only training reads."""
     predictor = copy.copy(estimator)
     for name in _UNUSED:
-        vars(predictor).pop(name, None)
+        predictor.__dict__.pop(name, None)
     return predictor
 
 
@@ -181,7 +185,7 @@ def _score_block(predictor: Any, rows: Any, truth: Any, weights: Any) -> ScoreSu
     return _sums(predictor, predicted, to_array(truth), weights)
 
 
-def _sums(estimator: Any, predicted: np.ndarray, truth: np.ndarray, weights: Any) -> ScoreSums:
+def _sums(estimator: Any, predicted: np.ndarray, truth: Any, weights: Any) -> ScoreSums:
     if scipy.sparse.issparse(truth):
         truth = truth.toarray()
     if len(predicted) != len(truth):

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from dask import is_dask_collection
+from dask.base import is_dask_collection
 from sklearn.base import RegressorMixin, _fit_context
 from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import StrOptions
@@ -143,7 +143,7 @@ class DistributedMLPRegressor(RegressorMixin, DistributedPerceptron):
     True
     """
 
-    _parameter_constraints: dict[str, list[Any]] = {
+    _parameter_constraints: dict[str, Any] = {
         **DistributedPerceptron._parameter_constraints,
         "loss": [StrOptions({"squared_error", "poisson"})],
     }
@@ -262,7 +262,9 @@ class DistributedMLPRegressor(RegressorMixin, DistributedPerceptron):
         self, predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray
     ) -> ScoreSums:
         n_rows = len(truth)
-        return regression_sums(truth.reshape(n_rows, -1), predicted.reshape(n_rows, -1), weights)
+        return regression_sums(
+            truth.reshape(n_rows, -1), predicted.reshape(n_rows, -1), weights
+        )
 
     def _targets(self, anew: bool) -> NumberTargets:
         return NumberTargets(self.loss)

@@ -110,8 +110,8 @@ def check_sign(loss: str, some_negative: bool) -> None:
     """Refuse negative targets where the loss is not defined for them."""
     if loss == "poisson" and some_negative:
         raise ValueError(
-            "Some values of y are negative, and loss='poisson' is defined for y >= 0 only. Use "
-            "loss='squared_error', or shift y."
+            "Some values of y are negative, and loss='poisson' is defined for y >= 0 only. "
+            "Use loss='squared_error', or shift y."
         )
 
 
@@ -123,7 +123,9 @@ def representative_labels(reports: list[Report]) -> np.ndarray:
             f"The blocks of y have different numbers of columns: {sorted(map(str, columns))}."
         )
     [n_columns] = columns or {None}
-    found = [report.labels for report in reports if report.labels is not None and report.n_rows]
+    found = [
+        report.labels for report in reports if report.labels is not None and report.n_rows
+    ]
     try:
         labels = np.unique(np.concatenate(found))
     except TypeError as error:

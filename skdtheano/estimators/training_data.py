@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse
-from dask import is_dask_collection
+from dask.base import is_dask_collection
 from sklearn.utils import check_array
 from sklearn.utils.validation import (
     _check_feature_names,
@@ -34,7 +34,6 @@ from skdtheano.runtime.ingest import (
     row_dtype,
 )
 from skdtheano.runtime.sites import Handle, Site
-
 
 Encode = Callable[[np.ndarray], np.ndarray]
 

@@ -89,9 +89,7 @@ def sums_graph(network: Network, loss: str) -> SumsGraph:
     graph = network_graph(network)
     targets = engine.matrix("targets", dtype=network.dtype)
     weights = engine.vector("weights", dtype=network.dtype)
-    # Weighted per row and after the sum over outputs: a product of three matrices would
-    # be one n-ary Op, which runs as a Python loop where there is no C.
-    total = (weights * row_loss(graph.outputs, targets)).sum()
+    total = engine.dot(weights, row_loss(graph.outputs, targets))
     residual = (graph.outputs - targets) * weights.dimshuffle(0, "x")
     first = [graph.rows] if network.sparse else []
     gradients = engine.gradients(

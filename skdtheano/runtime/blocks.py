@@ -98,9 +98,7 @@ class RowBlocks:
         weights = None if block.weights is None else block.weights[rows]
         return self._batch(block.rows[rows], block.targets[rows], weights)
 
-    def _batch(
-        self, rows: Rows, targets: np.ndarray, weights: np.ndarray | None
-    ) -> Batch:
+    def _batch(self, rows: Rows, targets: np.ndarray, weights: np.ndarray | None) -> Batch:
         if weights is None:
             weights = np.ones(rows.shape[0], self.dtype)
         if isinstance(rows, np.ndarray):

@@ -9,12 +9,13 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 from distributed import Worker, WorkerPlugin
-from distributed.comm import Comm
-from distributed.protocol import to_serialize
+from distributed.comm.core import Comm
+from distributed.protocol.serialize import to_serialize
 
 #: Above this many bytes saved on the wire of each rank, a sum by owned slices, which waits
 #: for two messages in a row, beats one in which every rank sends all to all: a message
@@ -190,12 +191,21 @@ class Peers:
         self._step = 0
 
     def __enter__(self) -> "Peers":
-        self._exchange({other: ((), np.empty(0)) for other in self._others})
+        try:
+            self._exchange({other: ((), np.empty(0)) for other in self._others})
+        except BaseException as error:
+            self._close(error)
+            raise
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
         self._plugin.close(self._round_id)
-        self._call_loop(self._leave(None if error is None else f"{kind.__name__}: {error}"))
+        self._call_loop(
+            self._leave(None if error is None else f"{type(error).__name__}: {error}")
+        )
 
     def sum(
         self, scalars: tuple[float, ...], vector: np.ndarray
@@ -209,7 +219,7 @@ class Peers:
             parts[self.rank] = (scalars, vector)
             return _total([parts[rank] for rank in range(n)])
         cuts = np.linspace(0, len(vector), n + 1).astype(int)
-        slices = [vector[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+        slices = [vector[start:stop] for start, stop in pairwise(cuts)]
         parts = self._exchange({other: (scalars, slices[other]) for other in self._others})
         parts[self.rank] = (scalars, slices[self.rank])
         scalars, owned = _total([parts[rank] for rank in range(n)])
@@ -323,8 +333,8 @@ class Peers:
             self._worker.rpc.reuse(address, comm)
 
     def _call_loop(self, coroutine: Any) -> Any:
-        loop: asyncio.AbstractEventLoop = self._worker.loop.asyncio_loop
-        return asyncio.run_coroutine_threadsafe(coroutine, loop)
+        loop: Any = self._worker.loop  # a tornado IOLoop over asyncio's
+        return asyncio.run_coroutine_threadsafe(coroutine, loop.asyncio_loop)
 
 
 def _total(parts: list[Part]) -> Part:

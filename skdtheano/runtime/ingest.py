@@ -14,10 +14,11 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import scipy.sparse
-from dask import is_dask_collection
+from dask.base import is_dask_collection
 
 from skdtheano.runtime.blocks import Block
 from skdtheano.runtime.sites import ClusterSite, Handle, Site
+
 
 @dataclass(frozen=True)
 class Report:
@@ -182,7 +183,7 @@ def inspect_labels(block: Any) -> Report:
 
 def _distinct(array: np.ndarray) -> np.ndarray:
     try:
-        labels = np.unique(array)
+        labels: np.ndarray = np.unique(array)
     except TypeError as error:
         kinds = sorted({type(label).__name__ for label in array.ravel()})
         raise TypeError(
@@ -192,7 +193,7 @@ def _distinct(array: np.ndarray) -> np.ndarray:
     if labels.dtype.kind == "f":
         fractions = labels[labels != np.floor(labels)]
         if len(fractions):  # no class labels at all: a few of them tell the caller so
-            return fractions[:10]
+            labels = fractions[:10]
     return labels
 
 
@@ -285,13 +286,15 @@ def _join(blocks: Sequence[Any], cuts: Sequence[tuple[int, int]]) -> Any:
     parts = [to_array(b)[low:high] for b, (low, high) in zip(blocks, cuts, strict=True)]
     if scipy.sparse.issparse(parts[0]):
         return scipy.sparse.vstack(parts, format="csr")
-    return np.concatenate(parts)
+    joined: np.ndarray = np.concatenate(parts)
+    return joined
 
 
 def even_lengths(n_rows: int, n_blocks: int) -> list[int]:
     """Lengths of at most `n_blocks` blocks that differ by one row at most."""
     n_blocks = max(1, min(n_blocks, n_rows))
-    return np.diff(np.linspace(0, n_rows, n_blocks + 1).astype(int)).tolist()  # type: ignore[no-any-return]
+    lengths: list[int] = np.diff(np.linspace(0, n_rows, n_blocks + 1).astype(int)).tolist()
+    return lengths
 
 
 def make_block(

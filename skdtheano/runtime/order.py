@@ -243,7 +243,8 @@ class KeyedEpoch:
 
     def shares(self, places: RowMap) -> list[Batches]:
         return [
-            KeyedBatches(self.order, places, rank, self.epoch) for rank in range(places.n_ranks)
+            KeyedBatches(self.order, places, rank, self.epoch)
+            for rank in range(places.n_ranks)
         ]
 
 
@@ -275,7 +276,8 @@ class KeyedBatches:
     def _local_rows(self, block: int) -> np.ndarray:
         if self.places.owners[block] != self.rank:
             return np.full(self.order.lengths[block] - self.order.n_held_out[block], -1)
-        return self.places.local_starts[block] + self.order.trained_in(block)
+        rows: np.ndarray = self.places.local_starts[block] + self.order.trained_in(block)
+        return rows
 
 
 def held_out_counts(lengths: Sequence[int], fraction: float) -> tuple[int, ...]:

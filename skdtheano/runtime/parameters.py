@@ -33,7 +33,10 @@ class Layout:
 
     @cached_property
     def _cuts(self) -> list[tuple[int, int, tuple[int, ...]]]:
-        shapes: list[tuple[int, ...]] = [*pairwise(self.units), *((n,) for n in self.units[1:])]
+        shapes: list[tuple[int, ...]] = [
+            *pairwise(self.units),
+            *((n,) for n in self.units[1:]),
+        ]
         stops = np.cumsum([int(np.prod(shape)) for shape in shapes]).tolist()
         starts = [0, *stops[:-1]]
         return list(zip(starts, stops, shapes, strict=True))

@@ -13,14 +13,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from skdtheano import engine
 from skdtheano.graphs.losses import sums_graph
 from skdtheano.graphs.network import Network, network_graph
 from skdtheano.graphs.optimizers import update_graph
 
-Rows = np.ndarray | scipy.sparse.csr_array
+Rows = Any  # ndarray or csr_array; scipy.sparse has no types
 Function = Callable[..., list[np.ndarray]]
 
 _MAX_KEYS = 64

@@ -14,7 +14,7 @@ from operator import add
 from typing import Any
 
 import numpy as np
-from distributed import Future, get_worker, secede
+from distributed import get_worker, secede
 from distributed.scheduler import KilledWorker
 
 from skdtheano.runtime.blocks import Block
@@ -25,7 +25,7 @@ from skdtheano.runtime.order import Batches, Epoch, ListedBatches, RowMap
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
-from skdtheano.runtime.sites import ClusterSite
+from skdtheano.runtime.sites import ClusterSite, Handle
 from skdtheano.runtime.steps import LossSums, StepSettings, loss_sums, run_epoch, score_sums
 
 #: Seconds of silence, pings included, after which a worker counts as lost.
@@ -69,7 +69,7 @@ def train_round(
 ) -> RoundResult:
     """One worker's part of an epoch; runs as a task."""
     worker = get_worker()
-    key = worker.get_current_task()
+    key = str(worker.get_current_task())
     secede()
     plugin = worker.plugins[ExchangePlugin.name]
     assert isinstance(plugin, ExchangePlugin)
@@ -136,7 +136,7 @@ class ClusterRuntime:
         self,
         model: Model,
         site: ClusterSite,
-        blocks: list[Future],
+        blocks: list[Handle],
         lengths: list[int],
         state: TrainState,
         held_out: HeldOut | None = None,
@@ -144,12 +144,12 @@ class ClusterRuntime:
     ) -> None:
         self._site = site
         self._model = model
-        self._blocks: list[Future] = blocks
+        self._blocks: list[Handle] = blocks
         self._lengths = tuple(lengths)
         self._draw_held_out = held_out
         self._deadline = deadline
-        self._before: list[Future] = self._site.put([RoundResult(state, 0.0)])
-        self._best: Future | None = None
+        self._before: list[Handle] = self._site.put([RoundResult(state, 0.0)])
+        self._best: Handle | None = None
         self._group()
 
     def run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
@@ -177,7 +177,7 @@ class ClusterRuntime:
 
     def _run_round(self, epoch: Epoch, settings: StepSettings) -> float:
         round_id = f"skdtheano-epoch-{settings.epoch}-{uuid.uuid4().hex[:12]}"
-        tasks: list[Future] = []
+        tasks: list[Handle] = []
         try:
             for rank, batches in enumerate(epoch.shares(self._places)):
                 worker = self._workers[rank]
@@ -208,7 +208,7 @@ class ClusterRuntime:
         self._before = tasks
         return loss
 
-    def _check_round(self, tasks: list[Future]) -> Callable[[list[str]], None]:
+    def _check_round(self, tasks: list[Handle]) -> Callable[[list[str]], None]:
         def check(workers: list[str]) -> None:
             lost = sorted(set(self._workers) - set(workers))
             if lost:
@@ -219,7 +219,7 @@ class ClusterRuntime:
 
         return check
 
-    def _raise_failures(self, tasks: list[Future]) -> None:
+    def _raise_failures(self, tasks: list[Handle]) -> None:
         errors = [task.exception() for task in tasks if task.status == "error"]
         own = [error for error in errors if not isinstance(error, RoundAborted | KilledWorker)]
         if own:
@@ -321,7 +321,7 @@ class ClusterRuntime:
             )
         self._before = kept
 
-    def _blocks_of(self, rank: int) -> list[Future]:
+    def _blocks_of(self, rank: int) -> list[Handle]:
         return [
             block
             for block, owner in zip(self._blocks, self._places.owners, strict=True)
@@ -337,7 +337,7 @@ class ClusterRuntime:
             )
         return argument
 
-    def _total(self, parts: Sequence[Future]) -> Any:
+    def _total(self, parts: Sequence[Handle]) -> Any:
         level = list(parts)
         while len(level) > 1:
             level = [

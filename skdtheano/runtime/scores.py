@@ -75,7 +75,9 @@ def label_sums(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) ->
     none = np.zeros(1)
     return ScoreSums(
         weight=float(weights.sum(dtype=np.float64)),
-        correct=float(weights[right].sum(dtype=np.float64)),
+        # Not weights[right].sum(): that rounds by the number of right rows, and two epochs
+        # that differ in a row of weight 0 would not tie.
+        correct=float((weights * right).sum(dtype=np.float64)),
         squared_error=none,
         mean=none,
         scatter=none,
@@ -83,9 +85,7 @@ def label_sums(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) ->
     )
 
 
-def regression_sums(
-    truth: np.ndarray, outputs: np.ndarray, weights: np.ndarray
-) -> ScoreSums:
+def regression_sums(truth: np.ndarray, outputs: np.ndarray, weights: np.ndarray) -> ScoreSums:
     """Sums for R²; arguments as in `classification_sums`."""
     w = weights.astype(np.float64)[:, None]
     truth = truth.astype(np.float64, copy=False)

@@ -1,13 +1,15 @@
 """Where blocks live and functions of blocks run: in this process, or on a dask cluster."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import dask
+from dask.base import compute
 from dask.delayed import Delayed
-from distributed import Client, Future, get_client, get_worker, rejoin, secede, wait
+from distributed import Client, get_client, get_worker, rejoin, secede, wait
 
 from skdtheano.runtime.collective import ExchangePlugin
 
@@ -34,10 +36,10 @@ class Site(Protocol):
 
 
 class LocalSite:
-    """This process: handles are the blocks themselves."""
+    """The calling process: handles are the blocks themselves."""
 
     def load(self, blocks: Sequence[Delayed]) -> list[Handle]:
-        return list(dask.compute(*blocks))
+        return list(compute(*blocks))
 
     def put(self, blocks: Sequence[Any]) -> list[Handle]:
         return list(blocks)
@@ -65,12 +67,12 @@ class ClusterSite:
         client.register_plugin(ExchangePlugin())
 
     def load(self, blocks: Sequence[Delayed]) -> list[Handle]:
-        futures: list[Future] = self.client.compute(list(blocks))
+        futures: list[Handle] = self.client.compute(list(blocks))
         return futures
 
     def put(self, blocks: Sequence[Any]) -> list[Handle]:
         # hash=False: hashed keys of two fits would be one key (distributed#3703).
-        futures: list[Future] = self.client.scatter(list(blocks), hash=False)
+        futures: list[Handle] = self.client.scatter(list(blocks), hash=False)
         return futures
 
     def submit(self, function: Callable[..., Any], *args: Any, **where: Any) -> Handle:
@@ -78,6 +80,13 @@ class ClusterSite:
 
     def get(self, handles: Sequence[Handle]) -> list[Any]:
         self.wait(handles)
+        cancelled = [handle.key for handle in handles if handle.status == "cancelled"]
+        if cancelled:
+            raise RuntimeError(
+                f"{len(cancelled)} tasks were cancelled before they ended, the first of them "
+                f"{cancelled[0]!r}: the client was closed, or data that they needed was lost "
+                "with its worker and cannot be made again."
+            )
         return list(self.client.gather(list(handles)))
 
     def workers(self) -> list[str]:
@@ -118,7 +127,7 @@ class ClusterSite:
             try:
                 wait(futures, timeout=_POLL_SECONDS)
                 return
-            except TimeoutError:
+            except (TimeoutError, CancelledError, asyncio.CancelledError):
                 futures = [future for future in futures if not future.done()]
             workers = self.workers()
             if workers:
@@ -133,8 +142,12 @@ class ClusterSite:
 
     def holders(self, handles: Sequence[Handle]) -> list[str | None]:
         """A worker that holds each block, None where the block is lost for now."""
-        who_has = self.client.who_has(list(handles))
-        return [next(iter(sorted(who_has.get(h.key, ()))), None) for h in handles]
+        kept = [handle for handle in handles if handle.status == "finished"]
+        try:
+            who_has = self.client.who_has(kept) if kept else {}
+        except CancelledError:  # one was lost between the two lines above
+            return self.holders(handles)
+        return [min(who_has.get(handle.key, ()), default=None) for handle in handles]
 
 
 def resolve_client(client: Client | None) -> Client | None:

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Make one of the project's environments:
+#   environment.sh pytensor|theano|lowest PYTHON
+set -euo pipefail
+lane=$1
+python=$2
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+cd "$(dirname "$0")/.."
+case $lane in
+pytensor) home=.venv ;;
+*) home=.venv-$lane ;;
+esac
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "skdtheano needs Python 3.11 or newer; $python is $("$python" --version). Give another: make PYTHON=/path/to/python" >&2
+    exit 1
+}
+rm -rf "$home"
+"$python" -m venv "$home"
+pip() { "$home/bin/python" -m pip "$@"; }
+pip install --quiet --upgrade pip
+case $lane in
+pytensor)
+    pip install --quiet --editable '.[examples,test,lint]'
+    ;;
+theano)
+    "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 12))' || {
+        echo "Theano 1.0.5 needs Python 3.11; $python is newer. Give one: make PYTHON_THEANO=/path/to/python3.11" >&2
+        exit 1
+    }
+    # PyTensor and Theano want different NumPys, so the package goes in without its
+    # dependencies, which are named here with Theano in PyTensor's place.
+    pip install --quiet 'setuptools<81' wheel numpy==1.26.4 six 'scipy>=1.13'
+    pip install --quiet --no-build-isolation Theano==1.0.5
+    "$home/bin/python" - <<'PY' >"$home/requirements.txt"
+import tomllib
+
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+print("\n".join(line for line in wanted if not line.startswith("pytensor")))
+print("numpy==1.26.4")
+PY
+    pip install --quiet --requirement "$home/requirements.txt"
+    pip install --quiet --no-deps --editable .
+    ;;
+lowest)
+    "$home/bin/python" - <<'PY' >"$home/requirements.txt"
+import re
+import tomllib
+
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+for line in project["dependencies"]:
+    name, version = re.match(r"([\w\[\],-]+)>=([\d.]+)", line).groups()
+    print(f"{name}~={version}.0" if version.count(".") == 1 else f"{name}=={version}")
+print("\n".join(project["optional-dependencies"]["test"]))
+PY
+    pip install --quiet --requirement "$home/requirements.txt"
+    pip install --quiet --no-deps --editable .
+    ;;
+*)
+    echo "unknown lane $lane" >&2
+    exit 1
+    ;;
+esac
+touch "$home/ready"

@@ -1,0 +1,3 @@
+"""The version of the package; the build reads it without importing anything else."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,85 @@
+"""The numbers equal scikit-learn's, in this process and on 1, 2 and 3 workers."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import pytest
+from cases import CHUNKS, Case, covering, data, expected, places, table, weights
+from distributed import Client
+from numpy.testing import assert_allclose
+from sklearn.exceptions import ConvergenceWarning
+
+pytestmark = [
+    pytest.mark.parity,
+    # 30 epochs are not meant to converge.
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+]
+
+TABLE = table()
+COVERING = list(covering(TABLE))
+
+
+def assert_same_fit(ours: Any, case: Case) -> None:
+    """Equal losses, scores, epochs and parameters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        theirs = expected(case)
+    assert ours.n_iter_ == theirs.n_iter_
+    if case.optimizer == "lbfgs":
+        rtol, atol = 1e-6, 1e-8
+        assert_allclose(ours.loss_, theirs.loss_, rtol=rtol)
+    else:
+        rtol, atol = 1e-7, 1e-12
+        assert ours.n_iter_ >= 30 or "adaptive" in case.optimizer
+        assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=rtol)
+        if case.early_stopping:
+            assert_allclose(ours.validation_scores_, theirs.validation_scores_, rtol=rtol)
+            assert_allclose(ours.best_validation_score_, theirs.best_validation_score_)
+        else:
+            assert_allclose(ours.best_loss_, theirs.best_loss_, rtol=rtol)
+        assert ours.t_ == theirs.t_
+    for learned in ("coefs_", "intercepts_"):
+        for mine, other in zip(getattr(ours, learned), getattr(theirs, learned), strict=True):
+            assert mine.dtype == other.dtype
+            assert_allclose(mine, other, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("case", TABLE, ids=str)
+def test_in_process_fit_equals_scikit_learn(case: Case) -> None:
+    X, y = data(case.task)
+    ours = case.ours().fit(X, y, sample_weight=weights() if case.weighted else None)
+    assert_same_fit(ours, case)
+
+
+def fit_on_cluster(case: Case, client: Client, chunks: str) -> Any:
+    X, y = data(case.task)
+    lengths = CHUNKS[chunks]
+    return case.ours(client=client).fit(
+        da.from_array(X, chunks=(lengths, 4)),
+        da.from_array(y, chunks=(lengths, *y.shape[1:])),
+        sample_weight=da.from_array(weights(), chunks=25) if case.weighted else None,
+    )
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("case", "place"), COVERING, ids=[f"{c}-{w}-workers-{k}" for c, (w, k) in COVERING]
+)
+def test_cluster_fit_equals_scikit_learn(
+    case: Case, place: tuple[int, str], client_of: Callable[[int], Client]
+) -> None:
+    n_workers, chunks = place
+    assert_same_fit(fit_on_cluster(case, client_of(n_workers), chunks), case)
+
+
+@pytest.mark.cluster
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("row", "case"), list(enumerate(TABLE)), ids=str)
+def test_every_case_on_a_cluster(
+    row: int, case: Case, client_of: Callable[[int], Client]
+) -> None:
+    """The whole table, each row at another of the nine places."""
+    n_workers, chunks = places()[row % 9]
+    assert_same_fit(fit_on_cluster(case, client_of(n_workers), chunks), case)

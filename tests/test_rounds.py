@@ -1,0 +1,282 @@
+"""What a distributed fit does to its cluster, and what it survives."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import dask.array as da
+import joblib
+import numpy as np
+import pytest
+from cases import Case, data, expected
+from dask.sizeof import sizeof
+from distributed import Client, LocalCluster, SchedulerPlugin, get_client
+from numpy.testing import assert_allclose
+from sklearn.model_selection import GridSearchCV
+from sklearn.neural_network import MLPClassifier
+
+from skdtheano import DistributedMLPClassifier
+from skdtheano.engine import compilations
+from skdtheano.runtime.rounds import ClusterRuntime
+
+pytestmark = [
+    pytest.mark.cluster,
+    # A few epochs are not meant to converge.
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+]
+
+MULTICLASS = Case("adam", "tanh", "multiclass", weighted=False, early_stopping=False)
+
+
+class OnTask(SchedulerPlugin):
+    """Calls a function once, with the worker, when a task of a round is given to one.
+
+    Added to the scheduler of a `LocalCluster`, which runs in this process.
+    """
+
+    name = "on-task"
+
+    def __init__(
+        self, cluster: LocalCluster, prefix: str, call: Callable[[str], None]
+    ) -> None:
+        self.scheduler = cluster.scheduler
+        self.prefix = prefix
+        self.call = call
+        self.called = False
+        self.scheduler.add_plugin(self)
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        if finish == "processing" and not self.called and str(key).startswith(self.prefix):
+            self.call(self.scheduler.tasks[key].processing_on.address)
+            self.called = True
+
+
+@pytest.fixture
+def own_cluster() -> Any:
+    """A cluster that a test may damage."""
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        yield cluster
+
+
+def chunked(X: np.ndarray, y: np.ndarray, rows: int = 25) -> tuple[da.Array, da.Array]:
+    return da.from_array(X, chunks=(rows, X.shape[1])), da.from_array(y, chunks=rows)
+
+
+def started_tasks(cluster: LocalCluster, fit: Callable[[], Any]) -> list[str]:
+    """Keys of the tasks that ran while `fit` did."""
+    plugin = EveryTask()
+    cluster.scheduler.add_plugin(plugin)
+    try:
+        fit()
+    finally:
+        cluster.scheduler.remove_plugin(plugin.name)
+    return plugin.started
+
+
+class EveryTask(SchedulerPlugin):
+    name = "every-task"
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        if finish == "processing":
+            self.started.append(str(key))
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_an_epoch_costs_the_scheduler_tasks_by_worker_and_not_by_minibatch(
+    clusters: Callable[[int], LocalCluster],
+    client: Client,
+    early_stopping: bool,
+) -> None:
+    X, y = data("multiclass")
+
+    def tasks(epochs: int, batch_size: int, rows: int) -> int:
+        clf = DistributedMLPClassifier(
+            (4,),
+            max_iter=epochs,
+            batch_size=batch_size,
+            early_stopping=early_stopping,
+            random_state=0,
+            tol=0,
+        )
+        return len(started_tasks(clusters(2), lambda: clf.fit(*chunked(X, y, rows))))
+
+    costs = {
+        (batch_size, rows): (tasks(7, batch_size, rows) - tasks(2, batch_size, rows)) / 5
+        for batch_size, rows in ((45, 45), (5, 45), (5, 6))
+    }
+    # A task per worker and one for the loss; with early stopping, one per worker and one sum.
+    assert set(costs.values()) == {6.0 if early_stopping else 3.0}
+
+
+def test_fit_gathers_no_rows(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[int] = []
+    gather = Client._gather
+
+    async def counted(self: Client, *args: Any, **kwargs: Any) -> Any:
+        results = await gather(self, *args, **kwargs)
+        received.append(sizeof(results))
+        return results
+
+    monkeypatch.setattr(Client, "_gather", counted)
+    n_rows = 200_000
+    X = da.random.RandomState(0).uniform(size=(n_rows, 20), chunks=(25_000, 20))
+    y = (X[:, 0] > 0.5).astype(int)
+    clf = DistributedMLPClassifier(
+        (4,), max_iter=2, batch_size=20_000, early_stopping=True, random_state=0
+    )
+    clf.fit(X, y)
+    clf.score(X, y)
+    # 32 MB of rows. Received: reports, losses, the model, and a bit per row for the
+    # stratified split.
+    assert sum(received) < n_rows / 8 + 60_000
+
+
+def test_each_worker_compiles_each_graph_once(clusters: Any, client: Client) -> None:
+    X, y = data("multiclass")
+
+    def fit(alpha: float, batch_size: int, hidden: int) -> None:
+        DistributedMLPClassifier(
+            (hidden, 3, 3), alpha=alpha, batch_size=batch_size, max_iter=2, mode=None
+        ).fit(*chunked(X, y))
+
+    fit(0.1, 30, 4)
+    before = client.run(lambda: len(compilations()))
+    fit(0.2, 20, 5)
+    fit(0.3, 10, 6)
+    assert client.run(lambda: len(compilations())) == before
+
+
+def test_a_worker_killed_in_a_round_changes_nothing(own_cluster: LocalCluster) -> None:
+    X, y = data("multiclass")
+    with Client(own_cluster) as client:
+        pids = client.run(os.getpid)
+        plugin = OnTask(
+            own_cluster,
+            "skdtheano-epoch-4-",
+            lambda worker: os.kill(pids[worker], signal.SIGKILL),
+        )
+        ours = MULTICLASS.ours().fit(*chunked(X, y))
+    assert plugin.called, "no worker was killed"
+    theirs = expected(MULTICLASS)
+    assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-9)
+    assert_allclose(ours.coefs_[0], theirs.coefs_[0], rtol=1e-7, atol=1e-12)
+
+
+def test_rows_lost_for_good_end_in_an_error_that_names_them(own_cluster: LocalCluster) -> None:
+    X, y = data("multiclass")
+    with Client(own_cluster) as client:
+        pids = client.run(os.getpid)
+        OnTask(
+            own_cluster,
+            "skdtheano-epoch-3-",
+            lambda worker: os.kill(pids[worker], signal.SIGKILL),
+        )
+        with pytest.raises(RuntimeError, match=r"cannot be had any more.*load them with dask"):
+            MULTICLASS.ours(client=client).fit(X, y)
+
+
+def test_a_round_that_keeps_failing_ends_in_an_error_with_the_causes(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(self: ClusterRuntime, *args: Any) -> float:
+        from skdtheano.runtime.rounds import RoundFailed
+
+        raise RoundFailed("lost worker tcp://10.0.0.1:1")
+
+    monkeypatch.setattr(ClusterRuntime, "_run_round", lost)
+    X, y = data("multiclass")
+    with pytest.raises(RuntimeError, match=r"Epoch 1 failed 3 times.*\n1\. lost worker tcp"):
+        MULTICLASS.ours().fit(*chunked(X, y))
+
+
+def test_ctrl_c_keeps_the_epochs_that_were_finished(
+    clusters: Callable[[int], LocalCluster], client: Client
+) -> None:
+    X, y = data("multiclass")
+    main = threading.main_thread().ident
+    assert main is not None
+    plugin = OnTask(
+        clusters(2), "skdtheano-epoch-5-", lambda _: signal.pthread_kill(main, signal.SIGINT)
+    )
+    try:
+        with pytest.warns(UserWarning, match="Training interrupted by user"):
+            ours = MULTICLASS.ours(max_iter=100_000).fit(*chunked(X, y))
+    finally:
+        clusters(2).scheduler.remove_plugin(plugin.name)
+    assert plugin.called
+    assert 4 <= ours.n_iter_ < 100
+    expected_curve = expected(MULTICLASS).loss_curve_[: ours.n_iter_]
+    assert_allclose(ours.loss_curve_[:30], expected_curve, rtol=1e-7)
+    assert np.mean(ours.predict(X) == y) > 0.3
+    # The workers are free again: a fit on them goes through.
+    again = MULTICLASS.ours().fit(*chunked(X, y))
+    assert_allclose(again.loss_curve_, expected(MULTICLASS).loss_curve_, rtol=1e-7)
+
+
+def test_two_fits_at_once_on_one_cluster_both_finish(client: Client) -> None:
+    X, y = data("multiclass")
+    with ThreadPoolExecutor(2) as pool:
+        fits = [pool.submit(MULTICLASS.ours(client=client).fit, *chunked(X, y)) for _ in "ab"]
+        for one in fits:
+            curve = one.result(timeout=120).loss_curve_
+            assert_allclose(curve, expected(MULTICLASS).loss_curve_, rtol=1e-7)
+
+
+def test_a_fit_inside_a_task_on_the_only_thread_finishes(
+    client_of: Callable[[int], Client],
+) -> None:
+    X, y = data("multiclass")
+
+    def fit_in_task() -> list[float]:
+        assert get_client() is not None
+        curve: list[float] = MULTICLASS.ours().fit(*chunked(X, y)).loss_curve_
+        return curve
+
+    curve = client_of(1).submit(fit_in_task, pure=False).result(timeout=120)
+    assert_allclose(curve, expected(MULTICLASS).loss_curve_, rtol=1e-7)
+
+
+def test_a_grid_search_on_the_same_cluster_finds_what_scikit_learn_finds(
+    client_of: Callable[[int], Client],
+) -> None:
+    X, y = data("multiclass")
+    grid = {"alpha": [1e-4, 1.0, 30.0]}
+    client_of(1)
+    with joblib.parallel_config("dask"):
+        ours = GridSearchCV(
+            DistributedMLPClassifier((5,), max_iter=5, random_state=0), grid, cv=3
+        ).fit(X, y)
+    theirs = GridSearchCV(MLPClassifier((5,), max_iter=5, random_state=0), grid, cv=3).fit(
+        X, y
+    )
+    assert ours.best_params_ == theirs.best_params_
+    assert_allclose(ours.cv_results_["mean_test_score"], theirs.cv_results_["mean_test_score"])
+
+
+def test_nothing_is_left_on_the_cluster_after_a_fit(
+    clusters: Callable[[int], LocalCluster], client: Client
+) -> None:
+    X, y = data("multiclass")
+    MULTICLASS.ours().fit(*chunked(X, y))
+    released = threading.Event()
+
+    def look() -> None:
+        if not clusters(2).scheduler.tasks:
+            released.set()
+            return
+        clusters(2).scheduler.loop.call_later(0.05, look)
+
+    clusters(2).scheduler.loop.add_callback(look)
+    assert released.wait(20), f"left: {list(clusters(2).scheduler.tasks)}"
+    mailboxes = client.run(
+        lambda dask_worker: len(dask_worker.plugins["skdtheano-exchange"]._mailboxes)
+    )
+    assert set(mailboxes.values()) == {0}
