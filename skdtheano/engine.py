@@ -8,6 +8,7 @@ mean the same on both engines, and to nothing else of either. ``SKDTHEANO_ENGINE
 import logging
 import os
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -55,8 +56,11 @@ def _import_theano() -> Any:
         os.environ["THEANO_FLAGS"] = ",".join(filter(None, [flags, "blas.ldflags="]))
     # Without BLAS flags it warns at each import that it uses NumPy's BLAS: that is the plan.
     logging.getLogger("theano.tensor.blas").setLevel(logging.ERROR)
-    import theano
-    import theano.tensor
+    with warnings.catch_warnings():
+        # It uses names of NumPy and setuptools that are deprecated by now.
+        warnings.simplefilter("ignore")
+        import theano
+        import theano.tensor
 
     # Where there is no C, an elementwise Op without a NumPy function is a Python loop over
     # the elements. Theano names none for these two; it looks a name up when it compiles.

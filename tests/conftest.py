@@ -33,7 +33,7 @@ def client_of(clusters: Callable[[int], LocalCluster]) -> Iterator[Callable[[int
         return opened[-1]
 
     yield client
-    for one in opened:
+    for one in reversed(opened):  # each gives the current client back to the one before
         one.close()
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from dask.base import is_dask_collection
 from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import column_or_1d
 from sklearn.utils.metaestimators import available_if
@@ -16,9 +17,16 @@ from sklearn.utils.multiclass import (
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skdtheano.estimators.perceptron import DistributedPerceptron, takes_steps
-from skdtheano.estimators.prediction import network_outputs, predict_blocks, score_blocks
-from skdtheano.estimators.targets import LabelEncoder, LabelTargets, check_known, n_outputs_of
+from skdtheano.estimators.prediction import network_outputs, predict_blocks, score_collections
+from skdtheano.estimators.targets import (
+    LabelEncoder,
+    LabelTargets,
+    check_known,
+    dense,
+    n_outputs_of,
+)
 from skdtheano.estimators.training_data import is_distributed
+from skdtheano.runtime.inspection import to_array
 from skdtheano.runtime.scores import ScoreSums, accuracy, label_sums
 
 
@@ -311,12 +319,14 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
         float
         """
         if is_distributed(X, y, sample_weight):
-            return accuracy(score_blocks(self, X, y, sample_weight))
+            targets = LabelTargets(None, exact=False)
+            return score_collections(
+                self, X, y, sample_weight, targets, accuracy_score, accuracy
+            )
         return super().score(X, y, sample_weight)
 
-    def _score_sums(
-        self, predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray
-    ) -> ScoreSums:
+    def _score_sums(self, predicted: np.ndarray, block: Any, weights: np.ndarray) -> ScoreSums:
+        truth = dense(to_array(block)).reshape(predicted.shape)
         return label_sums(truth, predicted, weights)
 
     def _targets(self, anew: bool) -> LabelTargets:

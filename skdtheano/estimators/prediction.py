@@ -1,36 +1,32 @@
 """Prediction: arrays in, arrays out; dask collections in, lazy dask arrays out."""
 
 import copy
+from collections.abc import Callable
+from numbers import Number
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import scipy.sparse
-from dask.base import compute, is_dask_collection
+from dask.base import is_dask_collection
 from dask.delayed import delayed
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils import check_array
+from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
 from skdtheano import engine
-from skdtheano.estimators.training_data import check_columns, read_columns
-from skdtheano.graphs.network import Network
-from skdtheano.runtime.ingest import (
-    cut_table,
-    even_lengths,
-    inspect_numbers,
-    inspect_rows,
-    read_table,
-    recut_table,
-    to_array,
-    to_rows,
+from skdtheano.estimators.training_data import (
+    check_columns,
+    check_rows,
+    check_weights,
+    read_columns,
 )
+from skdtheano.graphs.network import Network
+from skdtheano.runtime.inspection import inspect_numbers, inspect_rows, to_numbers
 from skdtheano.runtime.program import Program, ProgramSpec
 from skdtheano.runtime.rounds import add_up
 from skdtheano.runtime.scores import ScoreSums
-from skdtheano.runtime.sites import (
-    ClusterSite,
-    outside_the_slots,
-    resolve_client,
-)
+from skdtheano.runtime.sites import ClusterSite, outside_the_slots, resolve_client
+from skdtheano.runtime.tables import cut_table, length_message, read_table, recut_table
 
 #: Attributes of a fitted estimator that prediction does not read.
 _UNUSED = ("_optimizer", "feature_names_in_", "loss_curve_", "validation_scores_")
@@ -89,7 +85,10 @@ def predict_blocks(estimator: Any, X: Any, method: str) -> da.Array:
     if X.numblocks[1] > 1:
         X = X.rechunk({1: -1})
     predictor = slim(estimator)
-    sample = _apply(np.zeros((1, estimator.n_features_in_)), predictor, method)
+    float32 = X.dtype == np.float32
+    row = np.zeros((1, estimator.n_features_in_), np.float32 if float32 else np.float64)
+    like = scipy.sparse.csr_array(row) if hasattr(X._meta, "tocsr") else row
+    sample = _apply(like, predictor, method)
     shape = (
         {"drop_axis": 1} if sample.ndim == 1 else {"chunks": (X.chunks[0], sample.shape[1:])}
     )
@@ -116,7 +115,7 @@ def slim(estimator: Any) -> Any:
 
 
 def _apply(block: Any, predictor: Any, method: str) -> np.ndarray:
-    rows = to_rows(block)
+    rows = to_numbers(block)
     empty = rows.shape[0] == 0
     if empty:  # scikit-learn predicts no table without rows
         rows = np.zeros((1, predictor.n_features_in_), rows.dtype)
@@ -124,40 +123,56 @@ def _apply(block: Any, predictor: Any, method: str) -> np.ndarray:
     return predicted[:0] if empty else predicted
 
 
-def score_blocks(estimator: Any, X: Any, y: Any, sample_weight: Any) -> ScoreSums:
-    """Score sums of rows of which some are dask collections.
+def score_collections(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    targets: Any,
+    metric: Callable[..., float],
+    finish: Callable[[ScoreSums], float],
+) -> float:
+    """Score rows of which some are dask collections.
 
-    On a cluster each block is scored where it lies. Without one, predictions are made
-    block by block by dask's own scheduler, and only vectors as long as the table are
-    brought together.
+    On a cluster each block is scored where it lies, and sums come back. Without one,
+    predictions are made block by block by dask's own scheduler, and only vectors as long
+    as the table are brought together.
+
+    Parameters
+    ----------
+    targets : LabelTargets or NumberTargets
+        How to look at y.
+    metric : callable
+        scikit-learn's score of y and predictions.
+    finish : callable
+        The same score, from sums.
     """
     check_is_fitted(estimator)
     client = resolve_client(estimator.client)
     if client is None:
-        predicted = predict_blocks(estimator, X, "predict") if is_dask_collection(X) else X
-        predicted, truth, weights = compute(predicted, y, sample_weight)
-        if not is_dask_collection(X):
-            predicted = estimator.predict(predicted)
-        return _sums(estimator, predicted, to_array(truth), weights)
+        return _score_here(estimator, X, y, sample_weight, metric)
     with outside_the_slots():
         site = ClusterSite(client)
         rows = read_columns(estimator, X, site, reset=False)
-        truth = read_table("y", y, site, _inspect_length)
+        truth = read_table("y", y, site, targets.inspect)
         weights = read_table("sample_weight", sample_weight, site, inspect_numbers)
         if rows is None:
             leader = truth or weights
-            lengths = leader.lengths if leader else even_lengths(len(X), len(site.workers()))
-            rows = cut_table("X", X, lengths, site, inspect_rows)
-        rows.raise_first_bad()
+            assert leader is not None
+            array = X if hasattr(X, "shape") else np.asarray(X)
+            rows = cut_table("X", array, leader, site, inspect_rows)
+        check_rows(estimator, rows)
         if truth is None:
-            truth = cut_table("y", y, rows.lengths, site, _inspect_length)
-        truth = recut_table(truth, rows.lengths, site)
+            truth = cut_table("y", y, rows, site, targets.inspect)
+        truth.raise_first_bad()
+        truth = recut_table(truth, rows, site)
         if sample_weight is not None:
             if weights is None:
                 weights = cut_table(
-                    "sample_weight", sample_weight, rows.lengths, site, inspect_numbers
+                    "sample_weight", sample_weight, rows, site, inspect_numbers
                 )
-            weights = recut_table(weights, rows.lengths, site)
+            check_weights(weights)
+            weights = recut_table(weights, rows, site)
         [predictor] = site.put([slim(estimator)])
         parts = [
             site.submit(
@@ -170,29 +185,33 @@ def score_blocks(estimator: Any, X: Any, y: Any, sample_weight: Any) -> ScoreSum
             for b, length in enumerate(rows.lengths)
             if length
         ]
-        sums: ScoreSums
         [sums] = site.get([site.submit(add_up, parts)])
-        return sums
+        return finish(sums)
 
 
-def _inspect_length(block: Any) -> Any:
-    array = to_array(block)
-    return inspect_rows(array if array.ndim == 2 else array.reshape(-1, 1))
+def _score_here(
+    estimator: Any, X: Any, y: Any, sample_weight: Any, metric: Callable[..., float]
+) -> float:
+    if is_dask_collection(X):
+        predicted = predict_blocks(estimator, X, "predict").compute()
+    else:
+        predicted = estimator.predict(X)
+    # One by one: dask warns when it computes arrays and DataFrames together.
+    truth = y.compute() if is_dask_collection(y) else y
+    weights = sample_weight.compute() if is_dask_collection(sample_weight) else sample_weight
+    if isinstance(weights, Number):
+        weights = np.full(len(predicted), weights, np.float64)
+    if not len(predicted):
+        raise ValueError("Found array with 0 sample(s): X has no rows to score.")
+    for name, value in (("y", truth), ("sample_weight", weights)):
+        if value is not None and _num_samples(value) != len(predicted):
+            raise ValueError(length_message(name, _num_samples(value), "X", len(predicted)))
+    truth = check_array(truth, ensure_2d=False, dtype=None, input_name="y")
+    return float(metric(truth, predicted, sample_weight=weights))
 
 
 def _score_block(predictor: Any, rows: Any, truth: Any, weights: Any) -> ScoreSums:
-    predicted = predictor.predict(to_rows(rows))
-    return _sums(predictor, predicted, to_array(truth), weights)
-
-
-def _sums(estimator: Any, predicted: np.ndarray, truth: Any, weights: Any) -> ScoreSums:
-    if scipy.sparse.issparse(truth):
-        truth = truth.toarray()
-    if len(predicted) != len(truth):
-        raise ValueError(
-            "Found input variables with inconsistent numbers of samples: X has "
-            f"{len(predicted)} rows and y has {len(truth)}."
-        )
-    vector = np.ones(len(truth)) if weights is None else np.ravel(to_array(weights))
-    sums: ScoreSums = estimator._score_sums(predicted, truth.reshape(predicted.shape), vector)
+    predicted = predictor.predict(to_numbers(rows))
+    vector = np.ones(len(predicted)) if weights is None else np.ravel(to_numbers(weights))
+    sums: ScoreSums = predictor._score_sums(predicted, truth, vector)
     return sums

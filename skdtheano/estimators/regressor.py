@@ -5,15 +5,17 @@ from typing import Any
 import numpy as np
 from dask.base import is_dask_collection
 from sklearn.base import RegressorMixin, _fit_context
+from sklearn.metrics import r2_score
 from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skdtheano.estimators.perceptron import DistributedPerceptron, takes_steps
-from skdtheano.estimators.prediction import network_outputs, predict_blocks, score_blocks
+from skdtheano.estimators.prediction import network_outputs, predict_blocks, score_collections
 from skdtheano.estimators.targets import NumberEncoder, NumberTargets, check_sign
 from skdtheano.estimators.training_data import is_distributed
+from skdtheano.runtime.inspection import to_numbers
 from skdtheano.runtime.scores import ScoreSums, r2, regression_sums
 
 
@@ -255,16 +257,14 @@ class DistributedMLPRegressor(RegressorMixin, DistributedPerceptron):
         float
         """
         if is_distributed(X, y, sample_weight):
-            return r2(score_blocks(self, X, y, sample_weight))
+            targets = NumberTargets(self.loss)
+            return score_collections(self, X, y, sample_weight, targets, r2_score, r2)
         return super().score(X, y, sample_weight)
 
-    def _score_sums(
-        self, predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray
-    ) -> ScoreSums:
-        n_rows = len(truth)
-        return regression_sums(
-            truth.reshape(n_rows, -1), predicted.reshape(n_rows, -1), weights
-        )
+    def _score_sums(self, predicted: np.ndarray, block: Any, weights: np.ndarray) -> ScoreSums:
+        shape = (len(predicted), self.n_outputs_)
+        truth = np.asarray(to_numbers(block)).reshape(shape)
+        return regression_sums(truth, predicted.reshape(shape), weights)
 
     def _targets(self, anew: bool) -> NumberTargets:
         return NumberTargets(self.loss)

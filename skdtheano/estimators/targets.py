@@ -1,12 +1,20 @@
 """How targets are read, checked and encoded: class labels, or numbers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import scipy.sparse
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils.multiclass import type_of_target
 
-from skdtheano.runtime.ingest import Report, inspect_labels, inspect_numbers
+from skdtheano.runtime.inspection import (
+    Report,
+    inspect_labels,
+    inspect_numbers,
+    to_array,
+    to_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,8 @@ class LabelEncoder:
 
     binarizer: LabelBinarizer
 
-    def __call__(self, y: np.ndarray) -> np.ndarray:
+    def __call__(self, block: Any) -> np.ndarray:
+        y = dense(to_array(block))
         if self.binarizer.y_type_ == "multiclass":
             codes = np.searchsorted(self.binarizer.classes_, y.ravel())
             return codes.astype(np.int32)
@@ -36,6 +45,12 @@ def n_outputs_of(binarizer: LabelBinarizer) -> int:
     if binarizer.y_type_ == "binary":
         return 1
     return len(binarizer.classes_)
+
+
+def dense(array: Any) -> np.ndarray:
+    """The array, of a sparse matrix too."""
+    full: np.ndarray = array.toarray() if scipy.sparse.issparse(array) else array
+    return full
 
 
 class LabelTargets:
@@ -70,7 +85,8 @@ class NumberEncoder:
 
     n_outputs: int
 
-    def __call__(self, y: np.ndarray) -> np.ndarray:
+    def __call__(self, block: Any) -> np.ndarray:
+        y = dense(to_numbers(block))
         dtype = y.dtype if y.dtype == np.float32 else np.float64
         return np.ascontiguousarray(y, dtype).reshape(-1, self.n_outputs)
 
@@ -93,8 +109,9 @@ class NumberTargets:
         for number, report in enumerate(reports):
             if np.dtype(report.dtype).kind not in "fiub":
                 raise ValueError(
-                    f"Block {number} of y has the dtype {report.dtype}, which is not a real "
-                    "number's. Convert it before fit, for example y.astype('float64')."
+                    f"Block {number} of y has the dtype {np.dtype(report.dtype)}, which is "
+                    "not a real number's. Convert it before fit, for example "
+                    "y.astype('float64')."
                 )
         check_sign(self._loss, any(report.negative for report in reports))
         columns = {report.n_columns or 1 for report in reports if report.n_rows}
@@ -123,21 +140,42 @@ def representative_labels(reports: list[Report]) -> np.ndarray:
             f"The blocks of y have different numbers of columns: {sorted(map(str, columns))}."
         )
     [n_columns] = columns or {None}
-    found = [
-        report.labels for report in reports if report.labels is not None and report.n_rows
-    ]
-    try:
-        labels = np.unique(np.concatenate(found))
-    except TypeError as error:
-        kinds = sorted({type(label).__name__ for part in found for label in part})
-        raise TypeError(
-            f"y mixes labels of the types {kinds}, which have no order. Convert them to one "
-            "type, for example y.astype(str)."
-        ) from error
+    full = [report for report in reports if report.n_rows]
+    labels = _union([report.labels for report in full if report.labels is not None])
+    if type_of_target(labels) == "continuous":
+        raise ValueError(
+            f"Unknown label type: continuous. y holds numbers such as {labels[:3]}, which are "
+            "no classes. Use DistributedMLPRegressor for numeric targets, or bin them, for "
+            "example with numpy.digitize."
+        )
     if n_columns in (None, 1):
         return labels
     # Rows that hold every value in every column: an indicator matrix stays one.
-    return np.repeat(labels[:, None], n_columns, axis=1)
+    table = np.repeat(labels[:, None], n_columns, axis=1)
+    if type_of_target(table) != "multilabel-indicator":
+        raise ValueError(
+            "Multioutput target data is not supported with label binarization: the "
+            f"{n_columns} columns of y hold {labels[:5]}. Give one column of classes, or an "
+            "indicator matrix of 0 and 1 with a column per label, or fit a classifier per "
+            "column (sklearn.multioutput.MultiOutputClassifier)."
+        )
+    return table
+
+
+def _union(parts: list[np.ndarray]) -> np.ndarray:
+    """Distinct labels of all parts; NumPy alone would turn 1 and "a" into "1" and "a"."""
+    kinds = {"a number" if part.dtype.kind in "biuf" else part.dtype.kind for part in parts}
+    kinds = {"text" if kind in ("U", "S", "T") or kind == "O" else kind for kind in kinds}
+    try:
+        if len(kinds) > 1:
+            raise TypeError
+        return np.unique(np.concatenate(parts))
+    except TypeError as error:
+        types = sorted({type(label).__name__ for part in parts for label in part})
+        raise TypeError(
+            f"y mixes labels of the types {types}, which have no order. Convert them to one "
+            "type, for example y.astype(str)."
+        ) from error
 
 
 def check_known(labels: np.ndarray, binarizer: LabelBinarizer, exact: bool) -> None:

@@ -1,10 +1,9 @@
 """From ``fit``'s arguments to checked, aligned, encoded training rows.
 
 Data in memory goes through scikit-learn's own validation, message for message. dask
-collections are looked at block by block where they lie; see `skdtheano.runtime.ingest`.
+collections are looked at block by block where they lie; see `skdtheano.runtime.tables`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Number
 from typing import Any, Protocol
@@ -21,21 +20,18 @@ from sklearn.utils.validation import (
 )
 
 from skdtheano.runtime.blocks import Block
-from skdtheano.runtime.ingest import (
-    Report,
+from skdtheano.runtime.inspection import Report, inspect_numbers, inspect_rows
+from skdtheano.runtime.placing import Encode, place_blocks, row_dtype
+from skdtheano.runtime.sites import Handle, Site
+from skdtheano.runtime.tables import (
     Table,
+    check_kind,
     cut_table,
     even_lengths,
-    inspect_numbers,
-    inspect_rows,
-    place_blocks,
+    put_table,
     read_table,
     recut_table,
-    row_dtype,
 )
-from skdtheano.runtime.sites import Handle, Site
-
-Encode = Callable[[np.ndarray], np.ndarray]
 
 
 class Targets(Protocol):
@@ -155,23 +151,24 @@ def data_at_site(
             estimator=estimator,
             input_name="X",
         )
-        if truth is None and weights is None:
-            check_consistent_length(X, y)
         leader = truth or weights
-        lengths = leader.lengths if leader else even_lengths(X.shape[0], n_blocks)
-        rows = cut_table("X", X, lengths, site, inspect_rows)
-    _check_rows(estimator, rows)
-    lengths = rows.lengths
+        if leader is None:
+            check_consistent_length(X, y)
+            lengths = even_lengths(X.shape[0], n_blocks)
+            rows = put_table("X", X, lengths, site, inspect_rows)
+        else:
+            rows = cut_table("X", X, leader, site, inspect_rows)
+    check_rows(estimator, rows)
     if truth is None:
-        truth = cut_table("y", y, lengths, site, targets.inspect)
+        truth = cut_table("y", y, rows, site, targets.inspect)
     truth.raise_first_bad()
     n_outputs, encode = targets.learn(truth.reports)
-    truth = recut_table(truth, lengths, site)
+    truth = recut_table(truth, rows, site)
     if sample_weight is not None:
         if weights is None:
-            weights = cut_table("sample_weight", sample_weight, lengths, site, inspect_numbers)
-        _check_weights(weights)
-        weights = recut_table(weights, lengths, site)
+            weights = cut_table("sample_weight", sample_weight, rows, site, inspect_numbers)
+        check_weights(weights)
+        weights = recut_table(weights, rows, site)
     dtype = row_dtype(rows.reports)
     handles, kept = place_blocks(rows, truth, weights, site, dtype, encode)
     n_features = rows.reports[0].n_columns
@@ -200,13 +197,19 @@ def check_columns(estimator: Any, X: Any, reset: bool) -> None:
         If X is not a table, has other columns than in `fit`, or has columns that are not
         numbers.
     """
-    if getattr(X, "ndim", 2) != 2:
+    check_kind("X", X)
+    if X.ndim != 2:
         raise ValueError(
             f"Expected 2D array, got {X.ndim}D array instead: X is a dask "
             f"{type(X).__name__}. Reshape your data, for example X.reshape(-1, 1) for one "
             "column or X.to_frame() for a Series."
         )
     if hasattr(X, "columns"):
+        if not X.columns.is_unique:
+            twice = sorted(set(map(str, X.columns[X.columns.duplicated()])))
+            raise ValueError(
+                f"X has several columns of the same name: {twice}. Rename or drop some of them."
+            )
         dtypes = dict(X.dtypes)
         odd = {
             str(name): str(dtype)
@@ -240,7 +243,15 @@ def _is_nullable_number(kind: str) -> bool:
     return kind.lower().rstrip("0123456789") in ("int", "uint", "float", "boolean")
 
 
-def _check_rows(estimator: Any, rows: Table) -> None:
+def check_rows(estimator: Any, rows: Table) -> None:
+    """Check what was found in the blocks of X.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows, or some that are not finite real numbers, or blocks of other
+        numbers of columns.
+    """
     if rows.n_rows == 0:
         raise ValueError(
             f"Found array with 0 sample(s): X has {len(rows.lengths)} blocks without a row, "
@@ -251,11 +262,12 @@ def _check_rows(estimator: Any, rows: Table) -> None:
         if kind == "c":
             raise ValueError(
                 f"Complex data not supported: block {number} of X has the dtype "
-                f"{report.dtype}. Give its real part, or its absolute value."
+                f"{np.dtype(report.dtype)}. Give its real part, or its absolute value."
             )
         if kind not in "fiub":
             raise ValueError(
-                f"Block {number} of X has the dtype {report.dtype}, which is not a number's. "
+                f"Block {number} of X has the dtype {np.dtype(report.dtype)}, which is not a "
+                "number's. "
                 "Convert it before fit, for example X.astype('float64')."
             )
         if report.n_columns != estimator.n_features_in_:
@@ -266,7 +278,13 @@ def _check_rows(estimator: Any, rows: Table) -> None:
     rows.raise_first_bad()
 
 
-def _check_weights(weights: Table) -> None:
+def check_weights(weights: Table) -> None:
+    """Check what was found in the blocks of sample_weight.
+
+    Raises
+    ------
+    ValueError
+    """
     for report in weights.reports:
         if report.n_columns not in (None, 1):
             raise ValueError(
@@ -274,7 +292,8 @@ def _check_weights(weights: Table) -> None:
             )
         if np.dtype(report.dtype).kind not in "fiub":
             raise ValueError(
-                f"sample_weight has the dtype {report.dtype}, which is not a number's."
+                f"sample_weight has the dtype {np.dtype(report.dtype)}, which is not a "
+                "number's. Convert it before fit, for example with astype('float64')."
             )
     weights.raise_first_bad()
     if not any(report.positive or report.negative for report in weights.reports):
