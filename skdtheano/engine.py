@@ -48,6 +48,12 @@ def _import_theano() -> Any:
     imported, and Theano's search for a BLAS to link against fails on current NumPy
     builds, so no BLAS flags are given: products then go through ``numpy.dot``.
     """
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+        raise ImportError(
+            f"SKDTHEANO_ENGINE=theano needs NumPy below 2, and this is {np.__version__}. In "
+            "an environment of its own: pip install 'skdtheano[theano]', then pip install "
+            "numpy==1.26.4. PyTensor, the default engine, runs on NumPy 2."
+        )
     for builtin in (bool, int, float, complex, object, str):
         if builtin.__name__ not in vars(np):
             setattr(np, builtin.__name__, builtin)

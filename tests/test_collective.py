@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -128,18 +129,55 @@ def test_a_cancelled_round_ends_while_it_waits(client: Client) -> None:
 
 
 def _open_rounds(dask_worker: Any) -> int:
-    return len(dask_worker.plugins[ExchangePlugin.name]._mailboxes)
+    return len(dask_worker.plugins[ExchangePlugin.name]._open)
 
 
-def test_messages_of_a_closed_round_are_dropped() -> None:
-    plugin = ExchangePlugin()
-    plugin._mailboxes = {}
-    plugin._closed.clear() if hasattr(plugin, "_closed") else None
+@pytest.fixture
+def plugin() -> ExchangePlugin:
+    """The plugin on a worker that only keeps its handlers."""
+    made = ExchangePlugin()
+    made.setup(SimpleNamespace(handlers={}, address="tcp://here"))
+    return made
+
+
+def test_messages_of_a_closed_round_are_dropped(plugin: ExchangePlugin) -> None:
+    plugin.receive("round", 0, 1, [], np.ones(2))  # before this worker's own task has begun
+    assert set(plugin.open("round").take(0, {1}, timeout=0)) == {1}
+    plugin.close("round")
+    plugin.receive("round", 1, 1, [], np.ones(2))
+    plugin.abort("round", "late")
+    assert not plugin._open and not plugin._waiting
+
+
+def test_a_round_that_was_aborted_before_its_task_began_ends_at_once(
+    plugin: ExchangePlugin,
+) -> None:
+    plugin.receive("round", 0, 1, [], np.ones(2))
+    plugin.abort("round", "worker tcp://there failed")
+    assert not plugin._waiting
+    with pytest.raises(RoundAborted, match="tcp://there failed"):
+        plugin.open("round").take(0, {1}, timeout=60)
+
+
+def test_rounds_whose_task_never_comes_are_forgotten(plugin: ExchangePlugin) -> None:
+    for number in range(5000):
+        plugin.receive(f"never-{number}", 0, 1, [], np.ones(2))
+        plugin.close(f"over-{number}")
+    assert len(plugin._waiting) == len(plugin._ended) == 1000
+
+
+def test_a_worker_that_closes_ends_its_rounds(plugin: ExchangePlugin) -> None:
+    mailbox = plugin.open("round")
+    plugin.teardown(plugin.worker)
+    with pytest.raises(RoundAborted, match="tcp://here is closing"):
+        mailbox.take(0, {1}, timeout=0)
+
+
+def test_the_first_failure_of_a_round_is_the_one_that_is_raised() -> None:
     mailbox = Mailbox()
     mailbox.put(0, 1, ((), np.ones(2)))
-    assert set(mailbox.take(0, {1}, timeout=0)) == {1}
-    assert mailbox.take(0, {1}, timeout=0) == {}
+    assert mailbox.take(1, {1}, timeout=0) == {}
     mailbox.fail(RoundAborted("first"))
     mailbox.fail(RoundAborted("second"))
     with pytest.raises(RoundAborted, match="first"):
-        mailbox.take(1, {1}, timeout=0)
+        mailbox.take(0, {1}, timeout=0)

@@ -276,7 +276,9 @@ def test_nothing_is_left_on_the_cluster_after_a_fit(
 
     clusters(2).scheduler.loop.add_callback(look)
     assert released.wait(20), f"left: {list(clusters(2).scheduler.tasks)}"
-    mailboxes = client.run(
-        lambda dask_worker: len(dask_worker.plugins["skdtheano-exchange"]._mailboxes)
-    )
-    assert set(mailboxes.values()) == {0}
+
+    def rounds(dask_worker: Any) -> int:
+        plugin = dask_worker.plugins["skdtheano-exchange"]
+        return len(plugin._open) + len(plugin._waiting)
+
+    assert set(client.run(rounds).values()) == {0}

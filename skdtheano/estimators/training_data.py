@@ -208,7 +208,7 @@ def check_columns(estimator: Any, X: Any, reset: bool) -> None:
         if not X.columns.is_unique:
             twice = sorted(set(map(str, X.columns[X.columns.duplicated()])))
             raise ValueError(
-                f"X has several columns of the same name: {twice}. Rename or drop some of them."
+                f"X has several columns of the same name: {twice}. Rename or drop some."
             )
         dtypes = dict(X.dtypes)
         odd = {

@@ -25,6 +25,9 @@ _SLICES_PAY_BYTES = 2**19
 #: A waiting rank looks this often (seconds) whether the others and its caller are there.
 _WATCH_SECONDS = 0.5
 
+#: Rounds that a worker remembers after their end, or before their task has begun.
+_MAX_REMEMBERED = 1000
+
 
 class RoundAborted(RuntimeError):
     """A round ended before its last minibatch because it could not go on."""
@@ -112,39 +115,69 @@ class ExchangePlugin(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         self.worker = worker
-        self._mailboxes: dict[str, Mailbox] = {}
-        self._closed: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()  # the event loop and the rounds' threads meet here
+        self._open: dict[str, Mailbox] = {}
+        self._waiting: OrderedDict[str, Mailbox] = OrderedDict()
+        self._ended: OrderedDict[str, str] = OrderedDict()
         worker.handlers["skdtheano_part"] = self.receive
         worker.handlers["skdtheano_abort"] = self.abort
         worker.handlers["skdtheano_ping"] = self.ping
 
     def teardown(self, worker: Worker) -> None:
-        for round_id in list(self._mailboxes):
+        for round_id in list(self._open):
             self.abort(round_id, f"worker {worker.address} is closing")
 
-    def mailbox(self, round_id: str) -> Mailbox:
-        # dict.setdefault is atomic: the event loop and the round's thread may race here.
-        return self._mailboxes.setdefault(round_id, Mailbox())
+    def open(self, round_id: str) -> Mailbox:
+        """The mailbox of a round that a task of this worker takes part in.
+
+        It holds what has arrived before the task began. For a round that has ended it
+        raises at the first look.
+        """
+        with self._lock:
+            mailbox = self._waiting.pop(round_id, None) or Mailbox()
+            if round_id in self._ended:
+                mailbox.fail(RoundAborted(self._ended[round_id]))
+            self._open[round_id] = mailbox
+            return mailbox
 
     def close(self, round_id: str) -> None:
         """Forget a round; what still arrives for it is dropped."""
-        self._closed[round_id] = None
-        while len(self._closed) > 1000:
-            self._closed.popitem(last=False)
-        self._mailboxes.pop(round_id, None)
+        with self._lock:
+            self._end(round_id, "the round has ended")
 
     def receive(
         self, round_id: str, step: int, source: int, scalars: list[float], vector: np.ndarray
     ) -> None:
-        if round_id not in self._closed:
-            self.mailbox(round_id).put(step, source, (tuple(scalars), vector))
+        with self._lock:
+            if round_id in self._ended:
+                return
+            mailbox = self._open.get(round_id)
+            if mailbox is None:
+                mailbox = self._waiting.setdefault(round_id, Mailbox())
+                _keep_newest(self._waiting)
+            mailbox.put(step, source, (tuple(scalars), vector))
 
     def abort(self, round_id: str, reason: str) -> None:
-        if round_id not in self._closed:
-            self.mailbox(round_id).fail(RoundAborted(reason))
+        with self._lock:
+            if round_id in self._open:
+                self._open[round_id].fail(RoundAborted(reason))
+            elif round_id not in self._ended:
+                self._end(round_id, reason)
+
+    def _end(self, round_id: str, reason: str) -> None:
+        self._open.pop(round_id, None)
+        self._waiting.pop(round_id, None)
+        self._ended[round_id] = reason
+        _keep_newest(self._ended)
 
     def ping(self) -> str:
         return "alive"
+
+
+def _keep_newest(rounds: OrderedDict[str, Any]) -> None:
+    """Bound what is kept of rounds whose task never came, or that are over."""
+    while len(rounds) > _MAX_REMEMBERED:
+        rounds.popitem(last=False)
 
 
 class Peers:
@@ -185,7 +218,7 @@ class Peers:
         self._others = {i for i in range(len(addresses)) if i != rank}
         self._deadline = deadline
         self._task_key = task_key
-        self._mailbox = plugin.mailbox(round_id)
+        self._mailbox = plugin.open(round_id)
         self._comms: dict[int, Comm] = {}
         self._locks: dict[int, asyncio.Lock] = {}
         self._step = 0

@@ -1,0 +1,83 @@
+"""Documents and examples run as they are written."""
+
+import doctest
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skdtheano.estimators.classifier
+import skdtheano.estimators.regressor
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_python(code: str, tmp_path: Path) -> str:
+    """Run a program as a user would, in a process of its own; return what it prints."""
+    script = tmp_path / "script.py"  # a file: worker processes import the main module
+    script.write_text(code)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "module",
+    [skdtheano.estimators.classifier, skdtheano.estimators.regressor],
+    ids=lambda module: module.__name__,
+)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_examples_in_docstrings_run(module: object) -> None:
+    result = doctest.testmod(module)  # type: ignore[arg-type]
+    assert result.attempted > 3
+    assert result.failed == 0
+
+
+def test_the_quickstart_of_the_readme_runs(tmp_path: Path) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    printed = run_python(code, tmp_path)
+    assert re.search(r"Dashboard: http://127\.0\.0\.1:\d+/status", printed)
+    assert printed.count("Iteration") == 5
+    [accuracy] = re.findall(r"Accuracy: ([\d.]+)", printed)
+    assert float(accuracy) > 0.9
+    assert "Probabilities, lazily: dask.array<" in printed
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for link in re.findall(r"\]\(([^)#]+)", document.read_text()):
+            if "://" not in link:
+                assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_the_demo_runs_on_a_part_of_the_flights(tmp_path: Path) -> None:
+    printed = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "examples" / "flights.py"),
+            "--rows",
+            "20000",
+            "--epochs",
+            "2",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert printed.returncode == 0, printed.stderr
+    assert "Iteration 2, loss" in printed.stdout
+    [ours, trees] = re.findall(r"ROC AUC: ([\d.]+) \(.*?: ([\d.]+)\)", printed.stdout)[0]
+    assert 0.65 < float(ours) < float(trees) + 0.02
+    assert "rows per second" in printed.stdout
+    assert "Warning" not in printed.stderr
