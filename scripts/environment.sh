@@ -27,9 +27,18 @@ theano)
         echo "Theano 1.0.5 needs Python 3.11; $python is newer. Give one: make PYTHON_THEANO=/path/to/python3.11" >&2
         exit 1
     }
-    pip install --quiet --editable '.[theano,test]'
-    # pip says that PyTensor wants another NumPy; in this lane nothing imports PyTensor.
-    pip install --quiet numpy==1.26.4 2>/dev/null
+    # All but PyTensor, which wants NumPy 2, in one resolution; see README.md.
+    "$home/bin/python" - <<'PY' >"$home/requirements.txt"
+import tomllib
+
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+extras = project["optional-dependencies"]
+wanted = project["dependencies"] + extras["theano"] + extras["test"]
+print("\n".join(line for line in wanted if not line.startswith("pytensor")))
+print("numpy==1.26.4")
+PY
+    pip install --quiet --requirement "$home/requirements.txt"
+    pip install --quiet --no-deps --editable .
     ;;
 lowest)
     "$home/bin/python" - <<'PY' >"$home/requirements.txt"

@@ -50,9 +50,9 @@ def _import_theano() -> Any:
     """
     if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
         raise ImportError(
-            f"SKDTHEANO_ENGINE=theano needs NumPy below 2, and this is {np.__version__}. In "
-            "an environment of its own: pip install 'skdtheano[theano]', then pip install "
-            "numpy==1.26.4. PyTensor, the default engine, runs on NumPy 2."
+            f"SKDTHEANO_ENGINE=theano needs NumPy below 2, and this is {np.__version__}. Use "
+            "an environment of its own, which `make .venv-theano/ready` makes in a checkout, "
+            "or PyTensor, the default engine, which runs on NumPy 2."
         )
     for builtin in (bool, int, float, complex, object, str):
         if builtin.__name__ not in vars(np):

@@ -70,7 +70,7 @@ class Case:
             "hidden_layer_sizes": (7, 4),
             "activation": self.activation,
             "alpha": 0.01,
-            "batch_size": 32,
+            "batch_size": 48,
             "random_state": 3,
             "early_stopping": self.early_stopping,
             "validation_fraction": 0.2,
@@ -113,7 +113,9 @@ def places() -> list[tuple[int, str]]:
     return list(product(WORKERS, CHUNKS))
 
 
-def covering(cases: list[Case]) -> Iterator[tuple[Case, tuple[int, str]]]:
+def covering(
+    cases: list[Case], places: list[tuple[int, str]]
+) -> Iterator[tuple[Case, tuple[int, str]]]:
     """A selection in which every pair of values of the table meets at least once.
 
     The values are those of a case's five fields and of the place, which pairs a number of
@@ -124,7 +126,7 @@ def covering(cases: list[Case]) -> Iterator[tuple[Case, tuple[int, str]]]:
         values = (*vars(case).items(), ("place", place))
         return frozenset(combinations(values, 2))
 
-    everything = list(product(cases, places()))
+    everything = list(product(cases, places))
     missing = set().union(*(pairs(case, place) for case, place in everything))
     rng = np.random.RandomState(0)
     while missing:
