@@ -12,7 +12,8 @@ import uuid
 import numpy as np
 from distributed import Client, LocalCluster, get_worker, secede
 
-from skdtheano.runtime.collective import ExchangePlugin, Peers
+from skdtheano.runtime.collective import Peers
+from skdtheano.runtime.mailbox import ExchangePlugin
 
 SIZES = {1_024: 300, 60_080: 300, 1_000_000: 100, 8_000_000: 20}
 

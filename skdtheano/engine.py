@@ -19,7 +19,6 @@ __all__ = [
     "DEFAULT_MODE",
     "ENGINE",
     "Variable",
-    "cast",
     "check_mode",
     "compilations",
     "compile_function",
@@ -103,7 +102,6 @@ _engine, _tensor, sigmoid, _modes = _import_engine()
 
 Variable: TypeAlias = Any  # a symbol of either engine; Theano has no types
 
-cast = _tensor.cast
 dot = _tensor.dot
 exp = _tensor.exp
 log = _tensor.log

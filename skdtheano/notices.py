@@ -1,12 +1,13 @@
 """Warnings that point at the user's own line."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
 
 import sklearn
 
-_INSIDE = (str(Path(__file__).parent), str(Path(sklearn.__file__).parent))
+_INSIDE = tuple(f"{Path(module).parent}{os.sep}" for module in (__file__, sklearn.__file__))
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:

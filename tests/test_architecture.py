@@ -54,12 +54,13 @@ def imported_modules(file: Path) -> set[str]:
             assert node.level == 0, f"{file} imports relatively"
             found.add(node.module or "")
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name for name in names if (PACKAGE.parent / _path(name)).exists()}
+            found |= {name for name in names if _is_module(name)}
     return found
 
 
-def _path(module: str) -> str:
-    return module.replace(".", "/") + ".py"
+def _is_module(name: str) -> bool:
+    path = PACKAGE.parent / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").exists()
 
 
 def within(module: str, room: str) -> bool:
@@ -72,10 +73,13 @@ def test_a_room_imports_only_rooms_below_it(file: Path) -> None:
     room = next(room for room in MAY_IMPORT if within(module, room))
     allowed = MAY_IMPORT[room]
     inside = {name for name in imported_modules(file) if within(name, "skdtheano")}
-    inside -= {name for name in inside if name in ("skdtheano", module)}
+    # `from skdtheano import engine` names the package too, and what it means is counted.
+    inside -= {
+        name for name in inside if any(other.startswith(name + ".") for other in inside)
+    }
     wrong = {name for name in inside if not any(within(name, a) for a in (*allowed, room))}
-    packages = {name.rpartition(".")[0] for name in inside}
-    assert wrong <= packages, f"{module} imports {sorted(wrong)}"
+    wrong |= inside & {"skdtheano"}
+    assert not wrong, f"{module} imports {sorted(wrong)}"
 
 
 def test_one_module_names_an_engine() -> None:
@@ -109,4 +113,4 @@ def test_no_room_is_called_after_nothing() -> None:
 
 def test_no_file_has_grown_into_two_nouns() -> None:
     lengths = {module_name(file): len(file.read_text().splitlines()) for file in FILES}
-    assert {name: n for name, n in lengths.items() if n > 500} == {}
+    assert {name: n for name, n in lengths.items() if n > 480} == {}

@@ -10,7 +10,8 @@ import pytest
 from distributed import Client, get_worker, secede
 from numpy.testing import assert_array_equal
 
-from skdtheano.runtime.collective import ExchangePlugin, Mailbox, Peers, RoundAborted
+from skdtheano.runtime.collective import Peers
+from skdtheano.runtime.mailbox import ExchangePlugin, Mailbox, RoundAborted
 
 pytestmark = pytest.mark.cluster
 

@@ -5,11 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import dask.array as da
+import numpy as np
 import pytest
 from cases import CHUNKS, Case, covering, data, expected, places, table, weights
 from distributed import Client
 from numpy.testing import assert_allclose
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPRegressor
+
+from skdtheano import DistributedMLPRegressor
 
 pytestmark = [
     pytest.mark.parity,
@@ -94,3 +98,38 @@ def test_every_case_on_a_cluster(
     """The whole table, each row at another of the nine places."""
     n_workers, chunks = places()[row % 9]
     assert_same_fit(fit_on_cluster(case, client_of(n_workers), chunks), case)
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_partial_fit_goes_on_with_the_optimizer_that_it_finds(solver: str) -> None:
+    """As scikit-learn's: parameters of the optimizer set later wait for the next fit."""
+    X, y = data("regression")
+    fitted = []
+    for estimator in (MLPRegressor, DistributedMLPRegressor):
+        reg = estimator(hidden_layer_sizes=(5,), solver=solver, random_state=0)
+        for _ in range(3):
+            reg.partial_fit(X, y)
+        reg.set_params(learning_rate_init=0.5, momentum=0.1, beta_1=0.2, epsilon=1e-3)
+        for _ in range(3):
+            reg.partial_fit(X, y)
+        fitted.append(reg)
+    assert_allclose(fitted[1].coefs_[0], fitted[0].coefs_[0], rtol=1e-7)
+    assert_allclose(fitted[1].loss_curve_, fitted[0].loss_curve_, rtol=1e-7)
+
+
+def test_a_fit_that_fails_leaves_the_model_as_it_was() -> None:
+    X, y = data("regression")
+    reg = DistributedMLPRegressor(hidden_layer_sizes=(5,), max_iter=3, random_state=0).fit(
+        X, y
+    )
+    before = reg.predict(X)
+    with pytest.raises(ValueError, match="sum of sample_weight"):
+        reg.fit(X, y, sample_weight=-np.ones(len(y)))
+    assert_allclose(reg.predict(X), before)
+    assert len(reg.loss_curve_) == 3
+
+
+def test_sizes_of_layers_that_are_no_whole_numbers_are_refused() -> None:
+    X, y = data("regression")
+    with pytest.raises(TypeError, match=r"hidden_layer_sizes=\(2.7,\).*whole number"):
+        DistributedMLPRegressor(hidden_layer_sizes=(2.7,)).fit(X, y)

@@ -5,15 +5,18 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 from typing import Any
 
+import dask
 import dask.array as da
+import dask.dataframe as dd
 import joblib
 import numpy as np
 import pytest
 from cases import Case, data, expected
 from dask.sizeof import sizeof
-from distributed import Client, LocalCluster, SchedulerPlugin, get_client
+from distributed import Client, LocalCluster, SchedulerPlugin, get_client, worker_client
 from numpy.testing import assert_allclose
 from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier
@@ -40,16 +43,21 @@ class OnTask(SchedulerPlugin):
     name = "on-task"
 
     def __init__(
-        self, cluster: LocalCluster, prefix: str, call: Callable[[str], None]
+        self,
+        cluster: LocalCluster,
+        prefix: str,
+        call: Callable[[str], None],
+        suffix: str = "",
     ) -> None:
         self.scheduler = cluster.scheduler
-        self.prefix = prefix
+        self.prefix, self.suffix = prefix, suffix
         self.call = call
         self.called = False
         self.scheduler.add_plugin(self)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        if finish == "processing" and not self.called and str(key).startswith(self.prefix):
+        wanted = str(key).startswith(self.prefix) and str(key).endswith(self.suffix)
+        if finish == "processing" and wanted and not self.called:
             self.call(self.scheduler.tasks[key].processing_on.address)
             self.called = True
 
@@ -154,20 +162,119 @@ def test_each_worker_compiles_each_graph_once(clusters: Any, client: Client) -> 
     assert client.run(lambda: len(compilations())) == before
 
 
-def test_a_worker_killed_in_a_round_changes_nothing(own_cluster: LocalCluster) -> None:
-    X, y = data("multiclass")
+@pytest.mark.parametrize(
+    ("epoch", "rank", "early_stopping"),
+    [(1, 0, False), (1, 1, True), (4, 0, True), (4, 1, False)],
+    ids=["first epoch", "first epoch, early stopping", "epoch 4, early stopping", "epoch 4"],
+)
+def test_a_worker_killed_in_a_round_changes_nothing(
+    own_cluster: LocalCluster, epoch: int, rank: int, early_stopping: bool
+) -> None:
+    X, y = data("binary")
+    case = Case("adam", "tanh", "binary", weighted=False, early_stopping=early_stopping)
     with Client(own_cluster) as client:
         pids = client.run(os.getpid)
         plugin = OnTask(
             own_cluster,
-            "skdtheano-epoch-4-",
+            f"skdtheano-epoch-{epoch}-",
             lambda worker: os.kill(pids[worker], signal.SIGKILL),
+            suffix=f"-{rank}",
         )
-        ours = MULTICLASS.ours().fit(*chunked(X, y))
+        ours = case.ours(max_iter=8).fit(*chunked(X, y))
     assert plugin.called, "no worker was killed"
-    theirs = expected(MULTICLASS)
+    theirs = case.theirs().set_params(max_iter=8).fit(X, y)
     assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-9)
     assert_allclose(ours.coefs_[0], theirs.coefs_[0], rtol=1e-7, atol=1e-12)
+
+
+def test_a_worker_killed_after_the_best_epoch_does_not_take_it_along(
+    own_cluster: LocalCluster,
+) -> None:
+    X, y = data("binary")
+    parameters = {"early_stopping": True, "learning_rate_init": 0.5, "max_iter": 12}
+    case = Case("adam", "tanh", "binary", weighted=False, early_stopping=True)
+    theirs = case.theirs().set_params(**parameters).fit(X, y)
+    assert int(np.argmax(theirs.validation_scores_)) < 7, "the best epoch comes too late"
+    with Client(own_cluster) as client:
+        pids = client.run(os.getpid)
+        plugin = OnTask(
+            own_cluster,
+            "skdtheano-epoch-9-",
+            lambda worker: os.kill(pids[worker], signal.SIGKILL),
+            suffix="-0",
+        )
+        ours = case.ours(**parameters).fit(*chunked(X, y))
+    assert plugin.called, "no worker was killed"
+    assert_allclose(ours.validation_scores_, theirs.validation_scores_)
+    assert_allclose(ours.coefs_[0], theirs.coefs_[0], rtol=1e-7, atol=1e-12)
+
+
+def test_a_worker_killed_while_lbfgs_evaluates_changes_nothing(
+    own_cluster: LocalCluster,
+) -> None:
+    X, y = data("binary")
+    case = Case("lbfgs", "tanh", "binary", weighted=False, early_stopping=False)
+    with Client(own_cluster) as client:
+        pids = client.run(os.getpid)
+        plugin = OnTask(
+            own_cluster,
+            "evaluate_blocks",
+            lambda worker: os.kill(pids[worker], signal.SIGKILL),
+        )
+        ours = case.ours(max_iter=10).fit(*chunked(X, y))
+    assert plugin.called, "no worker was killed"
+    theirs = case.theirs().set_params(max_iter=10).fit(X, y)
+    assert_allclose(ours.loss_, theirs.loss_, rtol=1e-7)
+
+
+def test_a_client_closed_in_mid_fit_ends_it_with_what_to_do(own_cluster: LocalCluster) -> None:
+    X, y = data("binary")
+    with Client(own_cluster) as client:
+        closer = Thread(target=client.close)
+        plugin = OnTask(own_cluster, "skdtheano-epoch-3-", lambda _: closer.start())
+        clf = DistributedMLPClassifier((5,), max_iter=100_000, tol=0, n_iter_no_change=10**6)
+        with pytest.raises(ConnectionError, match="Make a new Client and fit again"):
+            clf.fit(*chunked(X, y))
+    assert plugin.called
+    closer.join(20)
+    assert not hasattr(clf, "coefs_")
+
+
+def test_a_fit_in_a_task_that_has_given_its_slot_back_finishes(
+    client_of: Callable[[int], Client],
+) -> None:
+    X, y = data("multiclass")
+
+    def fit_in_task() -> list[float]:
+        with worker_client() as inner:
+            curve: list[float] = MULTICLASS.ours(client=inner).fit(*chunked(X, y)).loss_curve_
+        return curve
+
+    curve = client_of(1).submit(fit_in_task, pure=False).result(timeout=120)
+    assert_allclose(curve, expected(MULTICLASS).loss_curve_, rtol=1e-7)
+
+
+@pytest.mark.parametrize("frames", [False, True], ids=["arrays", "frames"])
+@pytest.mark.parametrize("where", ["here", "cluster"])
+def test_x_and_y_of_one_source_are_read_together(
+    where: str, frames: bool, request: pytest.FixtureRequest
+) -> None:
+    """A source that never repeats itself gives X and y the same rows all the same."""
+    if where == "cluster":
+        request.getfixturevalue("client")
+
+    def draw(_: Any) -> np.ndarray:
+        rows = np.random.default_rng().uniform(size=(400, 2))
+        return np.c_[rows, rows[:, 0] > 0.5]
+
+    parts = [dask.delayed(draw, pure=False)(i) for i in range(3)]
+    table: Any = da.concatenate([da.from_delayed(part, (400, 3), float) for part in parts])
+    X, y = table[:, :2], table[:, 2]
+    if frames:
+        table = dd.from_dask_array(table, columns=["a", "b", "y"])
+        X, y = table[["a", "b"]], table["y"]
+    clf = DistributedMLPClassifier((), learning_rate_init=0.5, max_iter=40, random_state=0)
+    assert clf.fit(X, y).loss_ < 0.3  # 0.69 where X and y have nothing to do with each other
 
 
 def test_rows_lost_for_good_end_in_an_error_that_names_them(own_cluster: LocalCluster) -> None:

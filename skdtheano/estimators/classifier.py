@@ -329,18 +329,16 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
         truth = dense(to_array(block)).reshape(predicted.shape)
         return label_sums(truth, predicted, weights)
 
-    def _targets(self, anew: bool) -> LabelTargets:
-        learns = anew and not self._classes_given()
-        return LabelTargets(None if learns else self._label_binarizer, exact=self._exact(anew))
+    def _targets(self, going_on: bool) -> LabelTargets:
+        return LabelTargets(self._known_binarizer(going_on), exact=bool(self.warm_start))
 
-    def _classes_given(self) -> bool:
-        """Whether `partial_fit` was told the classes before the first epoch."""
-        return hasattr(self, "classes_") and not hasattr(self, "coefs_")
+    def _known_binarizer(self, going_on: bool) -> LabelBinarizer | None:
+        """The classes to keep to; None where this fit learns them."""
+        if hasattr(self, "classes_") and (self.warm_start or going_on):
+            return self._label_binarizer
+        return None
 
-    def _exact(self, anew: bool) -> bool:
-        return bool(self.warm_start) and not anew
-
-    def _keep_targets(self, targets: Any, anew: bool) -> None:
+    def _keep_targets(self, targets: Any) -> None:
         self._label_binarizer = targets.binarizer
         self.classes_ = targets.binarizer.classes_
 
@@ -356,11 +354,12 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
         )
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
-        if not hasattr(self, "classes_") or not (self.warm_start or going_on):
+        known = self._known_binarizer(going_on)
+        if known is None:
             self._label_binarizer = LabelBinarizer().fit(y)
             self.classes_ = self._label_binarizer.classes_
         else:
-            check_known(unique_labels(y), self._label_binarizer, exact=bool(self.warm_start))
+            check_known(unique_labels(y), known, exact=bool(self.warm_start))
         return X, y, n_outputs_of(self._label_binarizer), LabelEncoder(self._label_binarizer)
 
     def _output(self) -> tuple[str, str]:

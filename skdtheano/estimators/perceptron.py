@@ -2,8 +2,9 @@
 
 import copy
 import logging
+import operator
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -61,10 +62,18 @@ logger = logging.getLogger(__name__)
 class OptimizerState:
     """What a fitted model keeps so that `partial_fit` can go on.
 
+    As in scikit-learn, `partial_fit` goes on with the optimizer that it finds, whatever
+    parameters have been set since; `fit` makes a new one.
+
     Attributes
     ----------
-    solver : {"adam", "sgd"}
+    rule : Optimizer
+        With its numbers.
+    schedule : {"constant", "invscaling", "adaptive"}
+    learning_rate_init, power_t : float
+        Of the schedule.
     learning_rate : float
+        In force now.
     step : int
         Steps taken.
     slots : list of ndarray of shape (n_parameters,)
@@ -72,7 +81,10 @@ class OptimizerState:
         `skdtheano.runtime.parameters.Layout` says.
     """
 
-    solver: str
+    rule: Optimizer
+    schedule: str
+    learning_rate_init: float
+    power_t: float
     learning_rate: float
     step: int
     slots: list[np.ndarray]
@@ -130,11 +142,11 @@ class DistributedPerceptron(BaseEstimator, ABC):
     _classifies: bool
 
     @abstractmethod
-    def _targets(self, anew: bool) -> Targets:
+    def _targets(self, going_on: bool) -> Targets:
         """How to read y of a dask fit."""
 
     @abstractmethod
-    def _keep_targets(self, targets: Targets, anew: bool) -> None:
+    def _keep_targets(self, targets: Targets) -> None:
         """Set the fitted attributes that describe y."""
 
     @abstractmethod
@@ -181,20 +193,32 @@ class DistributedPerceptron(BaseEstimator, ABC):
         anew = not hasattr(self, "coefs_") or not (self.warm_start or going_on)
         self._check_parameters(going_on)
         site = self._site(X, y, sample_weight)
-        with outside_the_slots():
-            data = self._read(X, y, sample_weight, site, anew, going_on)
-            rng = check_random_state(self.random_state)
-            model, state, progress = self._begin(data, rng, anew, going_on)
-            if self.solver == "lbfgs":
-                self._train_full_batch(data, model, state, progress)
-            else:
-                self._train_by_steps(data, model, state, progress, rng, anew, going_on)
+        before = dict(vars(self))
+        try:
+            with outside_the_slots():
+                self._train(X, y, sample_weight, site, anew, going_on)
+        except BaseException:
+            # A fit that fails, after hours on a cluster say, leaves the model as it was.
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+        return self
+
+    def _train(
+        self, X: Any, y: Any, sample_weight: Any, site: Site, anew: bool, going_on: bool
+    ) -> None:
+        data = self._read(X, y, sample_weight, site, anew, going_on)
+        rng = check_random_state(self.random_state)
+        model, state, progress, optimizer = self._begin(data, rng, anew, going_on)
+        if optimizer is None:
+            self._train_full_batch(data, model, state)
+        else:
+            self._train_by_steps(data, model, state, progress, optimizer, rng, anew, going_on)
         if not all(np.isfinite(array).all() for array in self.coefs_ + self.intercepts_):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain "
                 "large values and need to be preprocessed."
             )
-        return self
 
     def _check_parameters(self, going_on: bool) -> None:
         sizes = self._hidden_sizes()
@@ -206,7 +230,14 @@ class DistributedPerceptron(BaseEstimator, ABC):
 
     def _hidden_sizes(self) -> list[int]:
         sizes = self.hidden_layer_sizes
-        return list(sizes) if hasattr(sizes, "__iter__") else [sizes]
+        sizes = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
+        try:
+            return [operator.index(size) for size in sizes]
+        except TypeError as error:
+            raise TypeError(
+                f"hidden_layer_sizes={self.hidden_layer_sizes!r} holds something that is no "
+                "whole number. Give the number of units of each hidden layer, as in (100, 50)."
+            ) from error
 
     def _site(self, *arguments: Any) -> Site:
         """Where to train: a cluster for dask collections or an explicit client."""
@@ -222,24 +253,24 @@ class DistributedPerceptron(BaseEstimator, ABC):
             X, y, n_outputs, encode = self._data_in_memory(X, y, anew, going_on)
             return data_in_memory(X, y, sample_weight, n_outputs, encode, site)
         n_blocks = len(site.workers()) if isinstance(site, ClusterSite) else 1
-        targets = self._targets(anew)
+        targets = self._targets(going_on)
         data = data_at_site(self, X, y, sample_weight, targets, site, n_blocks, anew)
-        self._keep_targets(targets, anew)
+        self._keep_targets(targets)
         return data
 
     def _begin(
         self, data: TrainingData, rng: np.random.RandomState, anew: bool, going_on: bool
-    ) -> tuple[Model, TrainState, Progress]:
-        """Parameters, optimizer and history: fresh ones, or those of the last fit."""
+    ) -> tuple[Model, TrainState, Progress, OptimizerState | None]:
+        """Parameters, history and optimizer: fresh ones, or those of the last fit."""
         units = (data.n_features, *self._hidden_sizes(), data.n_outputs)
-        layout = Layout(tuple(int(size) for size in units))
+        layout = Layout(units)
         if anew:
             self._initialize(layout, data, rng)
         self.n_outputs_ = data.n_outputs
         dtype = "float64" if self.solver == "lbfgs" else self.coefs_[0].dtype.name
         theta = layout.pack([*self.coefs_, *self.intercepts_], np.dtype(dtype))
+        optimizer = self._optimizer_state(theta, going_on)
         output, loss = self._output()
-        optimizer = self._optimizer_rule()
         network = Network(
             n_products=len(units) - 1,
             activation=self.activation,
@@ -248,16 +279,38 @@ class DistributedPerceptron(BaseEstimator, ABC):
             dtype=dtype,
             sparse=data.sparse,
         )
-        rule = None if optimizer is None else optimizer.rule
+        rule = None if optimizer is None else optimizer.rule.rule
         model = Model(ProgramSpec(network, loss, rule, engine.check_mode(self.mode)), layout)
-        kept = getattr(self, "_optimizer", None) if going_on else None
         progress = self._progress()
-        if kept is not None and kept.solver == self.solver:
-            progress.learning_rate = kept.learning_rate
-            slots = [slot.astype(dtype, copy=False) for slot in kept.slots]
-            return model, TrainState(theta, slots, kept.step), progress
-        n_slots = 0 if optimizer is None else optimizer.n_slots
-        return model, TrainState.fresh(theta, n_slots), progress
+        if optimizer is None:
+            return model, TrainState(theta), progress, None
+        progress.learning_rate = optimizer.learning_rate
+        state = TrainState(theta, list(optimizer.slots), optimizer.step)
+        return model, state, progress, optimizer
+
+    def _optimizer_state(self, theta: np.ndarray, going_on: bool) -> OptimizerState | None:
+        """The optimizer to train with: a new one, or with `partial_fit` the last one."""
+        kept: OptimizerState | None = getattr(self, "_optimizer", None)
+        if going_on and kept is not None:
+            slots = [slot.astype(theta.dtype, copy=False) for slot in kept.slots]
+            return replace(kept, slots=slots)
+        rule: Optimizer
+        if self.solver == "adam":
+            rule = Adam(self.beta_1, self.beta_2, self.epsilon)
+        elif self.solver == "sgd":
+            rule = SGD(self.momentum, bool(self.nesterovs_momentum))
+        else:
+            return None
+        return OptimizerState(
+            rule=rule,
+            # Adam has no schedule: as in scikit-learn, learning_rate is SGD's alone.
+            schedule=self.learning_rate if self.solver == "sgd" else "constant",
+            learning_rate_init=float(self.learning_rate_init),
+            power_t=float(self.power_t),
+            learning_rate=float(self.learning_rate_init),
+            step=0,
+            slots=[np.zeros_like(theta) for _ in range(rule.n_slots)],
+        )
 
     def _initialize(
         self, layout: Layout, data: TrainingData, rng: np.random.RandomState
@@ -285,13 +338,6 @@ class DistributedPerceptron(BaseEstimator, ABC):
         ):
             self.__dict__.pop(learned, None)
 
-    def _optimizer_rule(self) -> Optimizer | None:
-        if self.solver == "adam":
-            return Adam(self.beta_1, self.beta_2, self.epsilon)
-        if self.solver == "sgd":
-            return SGD(self.momentum, bool(self.nesterovs_momentum))
-        return None
-
     def _progress(self) -> Progress:
         """The history that a warm start goes on with."""
         progress = Progress(float(self.learning_rate_init), rows_seen=self.t_)
@@ -313,20 +359,18 @@ class DistributedPerceptron(BaseEstimator, ABC):
         model: Model,
         state: TrainState,
         progress: Progress,
+        optimizer: OptimizerState,
         rng: np.random.RandomState,
         anew: bool,
         going_on: bool,
     ) -> None:
         order, held_out = self._order(data, rng)
         runtime = _runtime(data, model, state, held_out)
-        optimizer = self._optimizer_rule()
-        assert optimizer is not None
         schedule = Schedule(
-            optimizer=optimizer,
-            learning_rate_init=float(self.learning_rate_init),
-            # Adam has no schedule: as in scikit-learn, learning_rate is SGD's alone.
-            learning_rate=self.learning_rate if self.solver == "sgd" else "constant",
-            power_t=self.power_t,
+            optimizer=optimizer.rule,
+            learning_rate_init=optimizer.learning_rate_init,
+            learning_rate=optimizer.schedule,
+            power_t=optimizer.power_t,
             alpha=self.alpha,
             max_iter=self.max_iter,
             tol=self.tol,
@@ -344,8 +388,11 @@ class DistributedPerceptron(BaseEstimator, ABC):
             # Without any finite score scikit-learn goes back to where a first fit began.
             theta = best if best is not None else (initial if anew else theta)
         self.coefs_, self.intercepts_ = model.layout.unpack(theta)
-        self._optimizer = OptimizerState(
-            self.solver, progress.learning_rate, final.step, final.slots
+        self._optimizer = replace(
+            optimizer,
+            learning_rate=progress.learning_rate,
+            step=final.step,
+            slots=final.slots,
         )
         self.n_iter_ = progress.n_iter
         self.t_ = progress.rows_seen
@@ -356,9 +403,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
         self.best_validation_score_ = progress.best_validation_score
         self._no_improvement_count = progress.no_improvement
 
-    def _train_full_batch(
-        self, data: TrainingData, model: Model, state: TrainState, progress: Progress
-    ) -> None:
+    def _train_full_batch(self, data: TrainingData, model: Model, state: TrainState) -> None:
         runtime = _runtime(data, model, state, None)
         limits = FullBatch(self.alpha, self.max_iter, self.max_fun, self.tol)
         theta, self.loss_, self.n_iter_ = fit_lbfgs(runtime, state.theta, model.layout, limits)
@@ -393,7 +438,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
             return True
         if n_rows <= MAX_GLOBAL_ROWS or not self.shuffle:
             return False
-        logger.info(
+        logger.warning(
             "shuffle=True with %d rows: above %d rows the order of the minibatches is drawn "
             "block by block (shuffle='blocks'), since a permutation of all rows would take "
             "%.1f GiB.",

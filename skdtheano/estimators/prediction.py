@@ -23,10 +23,16 @@ from skdtheano.estimators.training_data import (
 from skdtheano.graphs.network import Network
 from skdtheano.runtime.inspection import inspect_numbers, inspect_rows, to_numbers
 from skdtheano.runtime.program import Program, ProgramSpec
-from skdtheano.runtime.rounds import add_up
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.sites import ClusterSite, outside_the_slots, resolve_client
-from skdtheano.runtime.tables import cut_table, length_message, read_table, recut_table
+from skdtheano.runtime.tables import (
+    cut_table,
+    keep_together,
+    length_message,
+    read_table,
+    recut_table,
+)
+from skdtheano.runtime.tasks import add_up
 
 #: Attributes of a fitted estimator that prediction does not read.
 _UNUSED = ("_optimizer", "feature_names_in_", "loss_curve_", "validation_scores_")
@@ -88,19 +94,17 @@ def predict_blocks(estimator: Any, X: Any, method: str) -> da.Array:
     float32 = X.dtype == np.float32
     row = np.zeros((1, estimator.n_features_in_), np.float32 if float32 else np.float64)
     like = scipy.sparse.csr_array(row) if hasattr(X._meta, "tocsr") else row
-    sample = _apply(like, predictor, method)
+    sample = predict_block(like, predictor, method)
     shape = (
         {"drop_axis": 1} if sample.ndim == 1 else {"chunks": (X.chunks[0], sample.shape[1:])}
     )
     predicted: da.Array = da.map_blocks(
-        _apply,
+        predict_block,
         X,
         delayed(predictor, pure=True),
         method,
         meta=sample[:0],
         dtype=sample.dtype,
-        name=None,
-        token=f"skdtheano-{method}",
         **shape,
     )
     return predicted
@@ -114,7 +118,7 @@ def slim(estimator: Any) -> Any:
     return predictor
 
 
-def _apply(block: Any, predictor: Any, method: str) -> np.ndarray:
+def predict_block(block: Any, predictor: Any, method: str) -> np.ndarray:
     rows = to_numbers(block)
     empty = rows.shape[0] == 0
     if empty:  # scikit-learn predicts no table without rows
@@ -153,6 +157,7 @@ def score_collections(
         return _score_here(estimator, X, y, sample_weight, metric)
     with outside_the_slots():
         site = ClusterSite(client)
+        X, y, sample_weight = keep_together(site, [X, y, sample_weight])
         rows = read_columns(estimator, X, site, reset=False)
         truth = read_table("y", y, site, targets.inspect)
         weights = read_table("sample_weight", sample_weight, site, inspect_numbers)

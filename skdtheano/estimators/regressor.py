@@ -266,10 +266,10 @@ class DistributedMLPRegressor(RegressorMixin, DistributedPerceptron):
         truth = np.asarray(to_numbers(block)).reshape(shape)
         return regression_sums(truth, predicted.reshape(shape), weights)
 
-    def _targets(self, anew: bool) -> NumberTargets:
+    def _targets(self, going_on: bool) -> NumberTargets:
         return NumberTargets(self.loss)
 
-    def _keep_targets(self, targets: Any, anew: bool) -> None:
+    def _keep_targets(self, targets: Any) -> None:
         """Nothing is learned of numeric targets."""
 
     def _data_in_memory(self, X: Any, y: Any, anew: bool, going_on: bool) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ from skdtheano.runtime.tables import (
     check_kind,
     cut_table,
     even_lengths,
+    keep_together,
     put_table,
     read_table,
     recut_table,
@@ -140,6 +141,7 @@ def data_at_site(
             f"This {type(estimator).__name__} estimator requires y to be passed, but the "
             "target y is None."
         )
+    X, y, sample_weight = keep_together(site, [X, y, sample_weight])
     rows = read_columns(estimator, X, site, reset)
     truth = read_table("y", y, site, targets.inspect)
     weights = read_table("sample_weight", sample_weight, site, inspect_numbers)

@@ -6,16 +6,15 @@ so over TLS where the cluster uses it, on no port of its own.
 """
 
 import asyncio
-import threading
 import time
-from collections import OrderedDict
 from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
-from distributed import Worker, WorkerPlugin
 from distributed.comm.core import Comm
 from distributed.protocol.serialize import to_serialize
+
+from skdtheano.runtime.mailbox import ExchangePlugin, Part, PeerLost, RoundAborted
 
 #: Above this many bytes saved on the wire of each rank, a sum by owned slices, which waits
 #: for two messages in a row, beats one in which every rank sends all to all: a message
@@ -24,17 +23,6 @@ _SLICES_PAY_BYTES = 2**19
 
 #: A waiting rank looks this often (seconds) whether the others and its caller are there.
 _WATCH_SECONDS = 0.5
-
-#: Rounds that a worker remembers after their end, or before their task has begun.
-_MAX_REMEMBERED = 1000
-
-
-class RoundAborted(RuntimeError):
-    """A round ended before its last minibatch because it could not go on."""
-
-
-class PeerLost(RoundAborted):
-    """A worker of the round is gone or does not answer; the message names it."""
 
 
 class Collective(Protocol):
@@ -63,121 +51,6 @@ class Solo:
         self, scalars: tuple[float, ...], vector: np.ndarray
     ) -> tuple[tuple[float, ...], np.ndarray]:
         return scalars, vector
-
-
-Part = tuple[tuple[float, ...], np.ndarray]
-
-
-class Mailbox:
-    """What has arrived for one round on one worker; filled by the event loop's thread."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._parts: dict[tuple[int, int], Part] = {}
-        self._failure: RoundAborted | None = None
-
-    def put(self, step: int, source: int, part: Part) -> None:
-        with self._changed:
-            self._parts[step, source] = part
-            self._changed.notify_all()
-
-    def fail(self, failure: RoundAborted) -> None:
-        """Let the round's thread raise `failure`, the first one of them, at once."""
-        with self._changed:
-            self._failure = self._failure or failure
-            self._changed.notify_all()
-
-    def check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    def take(self, step: int, sources: set[int], timeout: float) -> dict[int, Part]:
-        """Parts of `step` from all `sources`; fewer of them if `timeout` seconds pass."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._failure or all((step, i) in self._parts for i in sources),
-                timeout,
-            )
-            self.check()
-            there = [source for source in sources if (step, source) in self._parts]
-            return {source: self._parts.pop((step, source)) for source in there}
-
-
-class ExchangePlugin(WorkerPlugin):
-    """Receives the messages of rounds on a dask worker.
-
-    Registered once per cluster; workers that join later have it too. Idle, it costs
-    nothing: it has no thread, no task and no port.
-    """
-
-    name = "skdtheano-exchange"
-    idempotent = True
-
-    def setup(self, worker: Worker) -> None:
-        self.worker = worker
-        self._lock = threading.Lock()  # the event loop and the rounds' threads meet here
-        self._open: dict[str, Mailbox] = {}
-        self._waiting: OrderedDict[str, Mailbox] = OrderedDict()
-        self._ended: OrderedDict[str, str] = OrderedDict()
-        worker.handlers["skdtheano_part"] = self.receive
-        worker.handlers["skdtheano_abort"] = self.abort
-        worker.handlers["skdtheano_ping"] = self.ping
-
-    def teardown(self, worker: Worker) -> None:
-        for round_id in list(self._open):
-            self.abort(round_id, f"worker {worker.address} is closing")
-
-    def open(self, round_id: str) -> Mailbox:
-        """The mailbox of a round that a task of this worker takes part in.
-
-        It holds what has arrived before the task began. For a round that has ended it
-        raises at the first look.
-        """
-        with self._lock:
-            mailbox = self._waiting.pop(round_id, None) or Mailbox()
-            if round_id in self._ended:
-                mailbox.fail(RoundAborted(self._ended[round_id]))
-            self._open[round_id] = mailbox
-            return mailbox
-
-    def close(self, round_id: str) -> None:
-        """Forget a round; what still arrives for it is dropped."""
-        with self._lock:
-            self._end(round_id, "the round has ended")
-
-    def receive(
-        self, round_id: str, step: int, source: int, scalars: list[float], vector: np.ndarray
-    ) -> None:
-        with self._lock:
-            if round_id in self._ended:
-                return
-            mailbox = self._open.get(round_id)
-            if mailbox is None:
-                mailbox = self._waiting.setdefault(round_id, Mailbox())
-                _keep_newest(self._waiting)
-            mailbox.put(step, source, (tuple(scalars), vector))
-
-    def abort(self, round_id: str, reason: str) -> None:
-        with self._lock:
-            if round_id in self._open:
-                self._open[round_id].fail(RoundAborted(reason))
-            elif round_id not in self._ended:
-                self._end(round_id, reason)
-
-    def _end(self, round_id: str, reason: str) -> None:
-        self._open.pop(round_id, None)
-        self._waiting.pop(round_id, None)
-        self._ended[round_id] = reason
-        _keep_newest(self._ended)
-
-    def ping(self) -> str:
-        return "alive"
-
-
-def _keep_newest(rounds: OrderedDict[str, Any]) -> None:
-    """Bound what is kept of rounds whose task never came, or that are over."""
-    while len(rounds) > _MAX_REMEMBERED:
-        rounds.popitem(last=False)
 
 
 class Peers:
@@ -221,6 +94,7 @@ class Peers:
         self._mailbox = plugin.open(round_id)
         self._comms: dict[int, Comm] = {}
         self._locks: dict[int, asyncio.Lock] = {}
+        self._sending: set[asyncio.Task[None]] = set()
         self._step = 0
 
     def __enter__(self) -> "Peers":
@@ -267,20 +141,37 @@ class Peers:
         step, self._step = self._step, self._step + 1
         if outgoing:
             self._call_loop(self._send(step, outgoing))
+        return self._receive(step)
+
+    def _receive(self, step: int) -> dict[int, Part]:
+        """Wait for the parts of all, for as long as they and the caller are there."""
         missing, received = set(self._others), {}
+        pings: dict[int, tuple[Any, float]] = {}
         silent_since = time.monotonic()
         while missing:
             parts = self._mailbox.take(step, missing, timeout=_WATCH_SECONDS)
+            now = time.monotonic()
             if parts:
                 received.update(parts)
                 missing -= set(parts)
+                silent_since = now
                 continue
             self._check_wanted()
             self._check_connected(missing)
-            if time.monotonic() - silent_since > self._deadline / 3:
-                for rank in missing:
-                    self._check_alive(rank)
-                silent_since = time.monotonic()
+            if now - silent_since > self._deadline / 3:
+                for rank in missing - set(pings):
+                    pings[rank] = self._call_loop(self._ping(self._addresses[rank])), now
+            for rank, (pong, since) in list(pings.items()):
+                # A slow worker answers from its event loop; a dead or frozen one does not.
+                if pong.done() and pong.exception() is None:
+                    del pings[rank]
+                    silent_since = now
+                elif rank in missing and (pong.done() or now - since > self._deadline):
+                    pong.cancel()
+                    raise PeerLost(
+                        f"worker {self._addresses[rank]} has sent nothing and answered no "
+                        f"ping for {self._deadline:g} s"
+                    )
         return received
 
     def _check_wanted(self) -> None:
@@ -295,19 +186,6 @@ class Peers:
             if comm is not None and comm.closed():
                 raise PeerLost(f"worker {self._addresses[rank]} closed its connection")
 
-    def _check_alive(self, rank: int) -> None:
-        """A slow worker answers from its event loop; a dead or frozen one does not."""
-        address = self._addresses[rank]
-        pong = self._call_loop(self._ping(address))
-        try:
-            pong.result(timeout=self._deadline)
-        except Exception as error:
-            pong.cancel()
-            raise PeerLost(
-                f"worker {address} has sent nothing and answered no ping for "
-                f"{self._deadline:g} s"
-            ) from error
-
     async def _ping(self, address: str) -> None:
         comm = await self._worker.rpc.connect(address)
         try:
@@ -320,9 +198,10 @@ class Peers:
             self._worker.rpc.reuse(address, comm)
 
     async def _send(self, step: int, outgoing: dict[int, Part]) -> None:
-        await asyncio.gather(
-            *(self._send_one(step, rank, part) for rank, part in outgoing.items())
-        )
+        for rank, part in outgoing.items():
+            sending = asyncio.create_task(self._send_one(step, rank, part))
+            self._sending.add(sending)
+            sending.add_done_callback(self._sending.discard)
 
     async def _send_one(self, step: int, rank: int, part: Part) -> None:
         scalars, vector = part
@@ -343,13 +222,16 @@ class Peers:
                         "vector": to_serialize(vector),
                     }
                 )
-        except OSError as error:
-            self._mailbox.fail(PeerLost(f"worker {address} cannot be reached ({error})"))
+        except Exception as error:  # whatever it is, the round's thread must hear of it
+            self._mailbox.fail(PeerLost(f"worker {address} cannot be reached ({error!r})"))
 
     async def _leave(self, reason: str | None) -> None:
         """Tell the others why, if the round failed here, and give the comms back."""
-        for rank, comm in self._comms.items():
-            address = self._addresses[rank]
+        if self._sending:  # a comm is given back when its last part has left
+            await asyncio.wait(set(self._sending), timeout=self._deadline)
+        for sending in list(self._sending):
+            sending.cancel()
+        for rank, comm in list(self._comms.items()):
             try:
                 if reason is not None:
                     text = f"worker {self._addresses[self.rank]} failed: {reason}"
@@ -363,7 +245,7 @@ class Peers:
                     )
             except OSError:
                 comm.abort()
-            self._worker.rpc.reuse(address, comm)
+            self._worker.rpc.reuse(self._addresses[rank], comm)
 
     def _call_loop(self, coroutine: Any) -> Any:
         loop: Any = self._worker.loop  # a tornado IOLoop over asyncio's

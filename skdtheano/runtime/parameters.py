@@ -98,11 +98,6 @@ class TrainState:
     slots: list[np.ndarray] = field(default_factory=list)
     step: int = 0
 
-    @classmethod
-    def fresh(cls, theta: np.ndarray, n_slots: int) -> "TrainState":
-        """The state before the first step: moments are 0."""
-        return cls(theta, [np.zeros_like(theta) for _ in range(n_slots)])
-
     def copy(self) -> "TrainState":
         # Steps replace arrays and never write into them, so the arrays can be shared.
         return TrainState(self.theta, list(self.slots), self.step)

@@ -6,27 +6,34 @@ ends when its caller cancels it. A round that loses a worker is run again, from 
 that the last round left, on the workers that are there then.
 """
 
+import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import reduce
-from operator import add
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import numpy as np
-from distributed import get_worker, secede
 from distributed.scheduler import KilledWorker
 
-from skdtheano.runtime.blocks import Block
-from skdtheano.runtime.collective import ExchangePlugin, Peers, RoundAborted
 from skdtheano.runtime.local import HeldOut
+from skdtheano.runtime.mailbox import RoundAborted
 from skdtheano.runtime.model import Model
-from skdtheano.runtime.order import Batches, Epoch, ListedBatches, RowMap
+from skdtheano.runtime.order import Epoch, ListedBatches, RowMap
 from skdtheano.runtime.parameters import TrainState
-from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.sites import ClusterSite, Handle
-from skdtheano.runtime.steps import LossSums, StepSettings, loss_sums, run_epoch, score_sums
+from skdtheano.runtime.steps import LossSums, StepSettings
+from skdtheano.runtime.tasks import (
+    RoundResult,
+    Seat,
+    add_up,
+    evaluate_blocks,
+    loss_of,
+    score_blocks,
+    train_round,
+)
+
+Result = TypeVar("Result")
 
 #: Seconds of silence, pings included, after which a worker counts as lost.
 DEADLINE = 30.0
@@ -40,73 +47,10 @@ _SCATTER_BYTES = 2**20
 #: Sums that one task adds up.
 _FAN_IN = 8
 
-
-@dataclass(frozen=True)
-class RoundResult:
-    """What a round leaves on each of its workers: the same state, the same loss."""
-
-    state: TrainState
-    loss: float
-
-
-@dataclass(frozen=True)
-class Seat:
-    """A task's place in its round."""
-
-    round_id: str
-    rank: int
-    addresses: list[str]
-    deadline: float
-
-
-def train_round(
-    model: Model,
-    blocks: list[Block],
-    before: RoundResult,
-    batches: Batches,
-    settings: StepSettings,
-    seat: Seat,
-) -> RoundResult:
-    """One worker's part of an epoch; runs as a task."""
-    worker = get_worker()
-    key = str(worker.get_current_task())
-    secede()
-    plugin = worker.plugins[ExchangePlugin.name]
-    assert isinstance(plugin, ExchangePlugin)
-    state = before.state.copy()
-    with (
-        Peers(plugin, seat.round_id, seat.rank, seat.addresses, seat.deadline, key) as peers,
-        Program(model.spec) as program,
-    ):
-        rows = model.rows_of(blocks)
-        loss = run_epoch(program, model.layout, rows, batches, state, settings, peers)
-    return RoundResult(state, loss)
-
-
-def loss_of(result: RoundResult) -> float:
-    """The number of a round that its caller decides by; runs as a task."""
-    return result.loss
-
-
-def score_blocks(
-    model: Model, blocks: list[Block], rows: np.ndarray, result: RoundResult
-) -> ScoreSums:
-    """One worker's part of the validation score; runs as a task."""
-    with Program(model.spec) as program:
-        return score_sums(
-            program, model.layout, model.rows_of(blocks), rows, result.state.theta
-        )
-
-
-def evaluate_blocks(model: Model, blocks: list[Block], theta: np.ndarray) -> LossSums:
-    """One worker's part of the full loss and gradient; runs as a task."""
-    with Program(model.spec) as program:
-        return loss_sums(program, model.layout, model.rows_of(blocks), theta)
-
-
-def add_up(parts: list[Any]) -> Any:
-    """Sum in the order given; runs as a task."""
-    return reduce(add, parts)
+_MODEL_LOST = (
+    "All workers that held the model were lost at once, and its last state with them. Fit "
+    "again; every worker that holds rows keeps a copy."
+)
 
 
 class RoundFailed(Exception):
@@ -148,8 +92,9 @@ class ClusterRuntime:
         self._lengths = tuple(lengths)
         self._draw_held_out = held_out
         self._deadline = deadline
-        self._before: list[Handle] = self._site.put([RoundResult(state, 0.0)])
-        self._best: Handle | None = None
+        self._initial: RoundResult | None = RoundResult(state, 0.0)
+        self._copies: list[Handle] = self._site.put([self._initial])
+        self._best: list[Handle] = []
         self._group()
 
     def run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
@@ -160,19 +105,24 @@ class ClusterRuntime:
         RuntimeError
             If the round failed ``MAX_FAILURES`` times; names the causes.
         """
+        return self._retried(
+            f"Epoch {settings.epoch}", lambda: self._run_round(epoch, settings)
+        )
+
+    def _retried(self, what: str, attempt: Callable[[], Result]) -> Result:
         causes: list[str] = []
         while True:
             try:
-                return self._run_round(epoch, settings)
+                return attempt()
             except RoundFailed as failure:
                 causes.append(str(failure))
                 if len(causes) == MAX_FAILURES:
                     raise RuntimeError(
-                        f"Epoch {settings.epoch} failed {MAX_FAILURES} times on the cluster:\n"
+                        f"{what} failed {MAX_FAILURES} times on the cluster:\n"
                         + "\n".join(f"{i + 1}. {cause}" for i, cause in enumerate(causes))
                         + "\nSee the workers' logs (client.get_worker_logs())."
                     ) from failure
-                self._survivors()
+                self._keep_living_copies()
                 self._group()
 
     def _run_round(self, epoch: Epoch, settings: StepSettings) -> float:
@@ -186,7 +136,7 @@ class ClusterRuntime:
                         train_round,
                         self._model,
                         self._blocks_of(rank),
-                        self._before[rank % len(self._before)],
+                        self._copy_for(rank),
                         self._sent(batches, worker),
                         settings,
                         Seat(round_id, rank, self._workers, self._deadline),
@@ -198,17 +148,22 @@ class ClusterRuntime:
             report = self._site.submit(
                 loss_of, tasks[0], workers=[self._workers[0]], key=f"{round_id}-loss"
             )
-            self._site.wait([*tasks, report], self._check_round(tasks))
+            self._site.wait([*tasks, report], self._check(tasks))
             self._raise_failures(tasks)
-            loss: float = self._site.client.gather(report)
+            [loss] = self._site.get([report], self._check(tasks))
         except BaseException:
-            # Cancelled tasks leave their round at its next exchange.
-            self._site.client.cancel(tasks, force=True)
+            # Cancelled tasks leave their round at its next exchange. A closed client has
+            # cancelled them by itself, and says so here in words that would hide ours.
+            with suppress(Exception):
+                self._site.client.cancel(tasks, force=True)
             raise
-        self._before = tasks
-        return loss
+        self._copies, self._initial = tasks, None
+        return float(loss)
 
-    def _check_round(self, tasks: list[Handle]) -> Callable[[list[str]], None]:
+    def _check(self, tasks: Sequence[Handle]) -> Callable[[list[str]], None]:
+        """What to look at while waiting for tasks of the workers that hold rows."""
+        began = time.monotonic()
+
         def check(workers: list[str]) -> None:
             lost = sorted(set(self._workers) - set(workers))
             if lost:
@@ -216,10 +171,12 @@ class ClusterRuntime:
             if any(task.status == "error" for task in tasks):
                 # The others were told by their peer; those that cannot hear are cancelled.
                 self._raise_failures(tasks)
+            if time.monotonic() - began > self._site.patience:
+                self._site.check_paused(self._workers)
 
         return check
 
-    def _raise_failures(self, tasks: list[Handle]) -> None:
+    def _raise_failures(self, tasks: Sequence[Handle]) -> None:
         errors = [task.exception() for task in tasks if task.status == "error"]
         own = [error for error in errors if not isinstance(error, RoundAborted | KilledWorker)]
         if own:
@@ -227,30 +184,34 @@ class ClusterRuntime:
         if errors:
             raise RoundFailed("; ".join(sorted({str(error) for error in errors})))
         if any(task.status != "finished" for task in tasks):
-            if self._site.client.status != "running":
-                raise ConnectionError("The client was closed while it trained.")
+            self._site.workers()  # says so if it is the client that is gone
             raise RoundFailed("the tasks of the round were cancelled")
 
     def validation_sums(self) -> ScoreSums:
+        return self._retried("The validation score", self._validation_sums)
+
+    def _validation_sums(self) -> ScoreSums:
         assert self._held_out is not None
-        parts = [
+        total: ScoreSums = self._total(
             self._site.submit(
                 score_blocks,
                 self._model,
                 self._blocks_of(rank),
                 rows,
-                self._before[rank % len(self._before)],
+                self._copy_for(rank),
                 workers=[self._workers[rank]],
                 allow_other_workers=True,
             )
             for rank, rows in enumerate(self._held_out)
-        ]
-        total: ScoreSums = self._total(parts)
+        )
         return total
 
     def loss_sums(self, theta: np.ndarray) -> LossSums:
+        return self._retried("An evaluation of the loss", lambda: self._loss_sums(theta))
+
+    def _loss_sums(self, theta: np.ndarray) -> LossSums:
         sent = self._sent(theta, None)
-        parts = [
+        total: LossSums = self._total(
             self._site.submit(
                 evaluate_blocks,
                 self._model,
@@ -260,30 +221,47 @@ class ClusterRuntime:
                 allow_other_workers=True,
             )
             for rank, worker in enumerate(self._workers)
-        ]
-        total: LossSums = self._total(parts)
+        )
         return total
 
     def keep_best(self) -> None:
-        self._best = self._before[0]
+        self._best = list(self._copies)
 
     def state(self) -> TrainState:
-        [result] = self._site.get(self._before[:1])
-        state: TrainState = result.state
-        return state
+        if self._initial is not None:
+            return self._initial.state
+        return self._fetch(self._copies).state
 
     def best(self) -> np.ndarray | None:
-        if self._best is None:
-            return None
-        [result] = self._site.get([self._best])
-        theta: np.ndarray = result.state.theta
-        return theta
+        return self._fetch(self._best).state.theta if self._best else None
+
+    def _fetch(self, copies: Sequence[Handle]) -> RoundResult:
+        """The first of some copies that a worker still holds."""
+        for copy in copies:
+            [holder] = self._site.holders([copy])
+            if holder is None:
+                continue
+
+            def check(workers: list[str], holder: str = holder) -> None:
+                if holder not in workers:
+                    raise RoundFailed(f"lost worker {holder}")
+
+            with suppress(RoundFailed):
+                [result] = self._site.get([copy], check)
+                assert isinstance(result, RoundResult)
+                return result
+        raise RuntimeError(_MODEL_LOST)
+
+    def _copy_for(self, rank: int) -> Handle:
+        """A copy of the state, the one on the rank's own worker if all have one."""
+        return self._copies[rank % len(self._copies)]
 
     def _group(self) -> None:
         """Find out who holds which block now, and number those workers."""
         self._site.wait(self._blocks)
         broken = [i for i, block in enumerate(self._blocks) if block.status != "finished"]
         if broken:
+            self._site.workers()  # says so if it is the client that is gone
             error = self._blocks[broken[0]].exception()
             raise RuntimeError(
                 f"Blocks {broken} of the training rows cannot be had any more: {error}. Rows "
@@ -299,7 +277,7 @@ class ClusterRuntime:
         draw = self._draw_held_out
         self._held_out = None if draw is None else draw(self._places)
 
-    def _survivors(self) -> None:
+    def _keep_living_copies(self) -> None:
         """Keep the copies of the state that still lie on a worker.
 
         Raises
@@ -308,18 +286,14 @@ class ClusterRuntime:
             If no worker that took part in the last round is left.
         """
         workers = self._site.workers()
-        holders = self._site.holders(self._before)
-        kept = [
-            result
-            for result, holder in zip(self._before, holders, strict=True)
-            if holder in workers
-        ]
+        holders = self._site.holders(self._copies)
+        pairs = zip(self._copies, holders, strict=True)
+        kept = [copy for copy, holder in pairs if holder in workers]
+        if not kept and self._initial is not None:
+            kept = self._site.put([self._initial])
         if not kept:
-            raise RuntimeError(
-                "All workers that held the model were lost at once, and its last state with "
-                "them. Fit again; more than one worker keeps a copy each."
-            )
-        self._before = kept
+            raise RuntimeError(_MODEL_LOST)
+        self._copies = kept
 
     def _blocks_of(self, rank: int) -> list[Handle]:
         return [
@@ -332,17 +306,21 @@ class ClusterRuntime:
         """An argument as it is or, where it is large, as data on a worker."""
         rows = argument.rows if isinstance(argument, ListedBatches) else argument
         if isinstance(rows, np.ndarray) and rows.nbytes > _SCATTER_BYTES:
-            return self._site.client.scatter(
-                argument, hash=False, workers=None if worker is None else [worker]
-            )
+            try:
+                return self._site.client.scatter(
+                    argument, hash=False, workers=None if worker is None else [worker]
+                )
+            except (KeyError, TimeoutError) as error:
+                raise RoundFailed(f"worker {worker} left before the round") from error
         return argument
 
-    def _total(self, parts: Sequence[Handle]) -> Any:
+    def _total(self, parts: Iterable[Handle]) -> Any:
         level = list(parts)
+        check = self._check(level)
         while len(level) > 1:
             level = [
                 self._site.submit(add_up, level[i : i + _FAN_IN])
                 for i in range(0, len(level), _FAN_IN)
             ]
-        [total] = self._site.get(level)
+        [total] = self._site.get(level, check)
         return total

@@ -1,7 +1,7 @@
 """Accuracy and R² as sums over rows, so that blocks of any sizes give the exact score."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -21,7 +21,7 @@ class ScoreSums:
         Weighted sum of squared errors; weighted mean of the targets; weighted sum of
         squared differences from that mean.
     finite : bool
-        No prediction is NaN or infinite.
+        No predicted number is NaN or infinite; labels always are finite.
     """
 
     weight: float
@@ -61,10 +61,8 @@ def classification_sums(
         The class is the largest output; otherwise each output above 0.5 is a label.
     """
     if one_of_many:
-        sums = label_sums(truth.argmax(axis=1), outputs.argmax(axis=1), weights)
-    else:
-        sums = label_sums(truth > 0.5, outputs > 0.5, weights)
-    return replace(sums, finite=bool(np.isfinite(outputs).all()))
+        return label_sums(truth.argmax(axis=1), outputs.argmax(axis=1), weights)
+    return label_sums(truth > 0.5, outputs > 0.5, weights)
 
 
 def label_sums(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> ScoreSums:
@@ -107,8 +105,8 @@ def merge(parts: Iterable[ScoreSums]) -> ScoreSums:
 
 
 def accuracy(sums: ScoreSums) -> float:
-    """Weighted fraction of the rows that are right; NaN for outputs that are not finite."""
-    return sums.correct / sums.weight if sums.finite else float("nan")
+    """Weighted fraction of the rows that are right."""
+    return sums.correct / sums.weight
 
 
 def r2(sums: ScoreSums) -> float:

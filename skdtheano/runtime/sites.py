@@ -1,17 +1,19 @@
 """Where blocks live and functions of blocks run: in this process, or on a dask cluster."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from dask.base import compute
+from dask.base import compute, persist
 from dask.delayed import Delayed
-from distributed import Client, get_client, get_worker, rejoin, secede, wait
+from distributed import Client, get_client, rejoin, secede, wait
+from distributed.threadpoolexecutor import thread_state
 
-from skdtheano.runtime.collective import ExchangePlugin
+from skdtheano.runtime.mailbox import ExchangePlugin
 
 #: Seconds between looks at the cluster while something is awaited from it.
 _POLL_SECONDS = 1.0
@@ -21,6 +23,9 @@ Handle = Any
 
 class Site(Protocol):
     """A place that holds blocks behind handles and calls functions on them."""
+
+    def keep(self, collections: Sequence[Any]) -> list[Any]:
+        """Compute collections in one go and keep their blocks here; what they share once."""
 
     def load(self, blocks: Sequence[Delayed]) -> list[Handle]:
         """Compute lazy blocks and keep them here."""
@@ -37,6 +42,9 @@ class Site(Protocol):
 
 class LocalSite:
     """The calling process: handles are the blocks themselves."""
+
+    def keep(self, collections: Sequence[Any]) -> list[Any]:
+        return list(persist(*collections))
 
     def load(self, blocks: Sequence[Delayed]) -> list[Handle]:
         return list(compute(*blocks))
@@ -66,6 +74,9 @@ class ClusterSite:
         self.patience = patience
         client.register_plugin(ExchangePlugin())
 
+    def keep(self, collections: Sequence[Any]) -> list[Any]:
+        return list(self.client.persist(list(collections)))
+
     def load(self, blocks: Sequence[Delayed]) -> list[Handle]:
         futures: list[Handle] = self.client.compute(list(blocks))
         return futures
@@ -78,8 +89,10 @@ class ClusterSite:
     def submit(self, function: Callable[..., Any], *args: Any, **where: Any) -> Handle:
         return self.client.submit(function, *args, pure=False, **where)
 
-    def get(self, handles: Sequence[Handle]) -> list[Any]:
-        self.wait(handles)
+    def get(
+        self, handles: Sequence[Handle], check: Callable[[list[str]], None] | None = None
+    ) -> list[Any]:
+        self.wait(handles, check)
         cancelled = [handle.key for handle in handles if handle.status == "cancelled"]
         if cancelled:
             raise RuntimeError(
@@ -140,6 +153,22 @@ class ClusterSite:
             if check is not None:
                 check(workers)
 
+    def check_paused(self, addresses: Sequence[str]) -> None:
+        """Refuse to wait for workers that start no task because their memory is full.
+
+        Raises
+        ------
+        RuntimeError
+        """
+        known = self.client.scheduler_info(n_workers=-1)["workers"]
+        paused = [a for a in addresses if known.get(a, {}).get("status") == "paused"]
+        if paused:
+            raise RuntimeError(
+                f"Worker {', '.join(paused)} is paused: its memory is nearly full, and it "
+                "starts no task. Give the workers more memory (memory_limit=), use more of "
+                "them, or smaller blocks."
+            )
+
     def holders(self, handles: Sequence[Handle]) -> list[str | None]:
         """A worker that holds each block, None where the block is lost for now."""
         kept = [handle for handle in handles if handle.status == "finished"]
@@ -188,10 +217,9 @@ def resolve_client(client: Client | None) -> Client | None:
 
 
 def _in_task() -> bool:
-    try:
-        return get_worker().get_current_task() is not None
-    except (ValueError, AttributeError):
-        return False
+    """Whether this thread runs a task and holds one of its worker's slots."""
+    pool = getattr(thread_state, "executor", None)
+    return pool is not None and threading.current_thread() in pool._threads
 
 
 @contextmanager

@@ -110,6 +110,21 @@ def read_table(
     return Table(name, handles, reports)
 
 
+def keep_together(site: Site, arguments: Sequence[Any]) -> list[Any]:
+    """The arguments, the dask collections among them computed in one go at a site.
+
+    X and y often come from one source. Read one after the other, a source that does not
+    repeat itself (an unseeded sample, a queue) would give each of them other rows.
+    """
+    kept = list(arguments)
+    for kinds in ((da.Array,), (dd.DataFrame, dd.Series)):  # dask mixes the two with a warning
+        places = [i for i, value in enumerate(kept) if isinstance(value, kinds)]
+        if places:
+            for i, value in zip(places, site.keep([kept[i] for i in places]), strict=True):
+                kept[i] = value
+    return kept
+
+
 def cut_table(
     name: str, value: Any, like: Table, site: Site, inspect: Callable[[Any], Report]
 ) -> Table:
@@ -147,15 +162,17 @@ def recut_table(table: Table, like: Table, site: Site) -> Table:
     for length in like.lengths:
         end = begin + length
         parts, cuts = [], []
-        for block, handle in enumerate(table.handles):
+        first = max(int(np.searchsorted(starts, begin, side="right")) - 1, 0)
+        last = int(np.searchsorted(starts, end, side="left"))
+        for block in range(first, min(last, len(table.handles))):
             low, high = max(begin, starts[block]), min(end, starts[block + 1])
             if low < high:
-                parts.append(handle)
+                parts.append(table.handles[block])
                 cuts.append((int(low - starts[block]), int(high - starts[block])))
         handles.append(site.submit(_join, parts or table.handles[:1], cuts or [(0, 0)]))
         begin = end
-    first = table.reports[0]
-    reports = [Report(n, first.n_columns, first.dtype) for n in like.lengths]
+    example = table.reports[0]
+    reports = [Report(n, example.n_columns, example.dtype) for n in like.lengths]
     return Table(table.name, handles, reports)
 
 

@@ -1,0 +1,87 @@
+"""What runs as a task on a dask worker during a fit."""
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+from distributed import get_worker, secede
+
+from skdtheano.runtime.blocks import Block
+from skdtheano.runtime.collective import Peers
+from skdtheano.runtime.mailbox import ExchangePlugin
+from skdtheano.runtime.model import Model
+from skdtheano.runtime.order import Batches
+from skdtheano.runtime.parameters import TrainState
+from skdtheano.runtime.program import Program
+from skdtheano.runtime.scores import ScoreSums
+from skdtheano.runtime.steps import LossSums, StepSettings, loss_sums, run_epoch, score_sums
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round leaves on each of its workers: the same state, the same loss."""
+
+    state: TrainState
+    loss: float
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A task's place in its round."""
+
+    round_id: str
+    rank: int
+    addresses: list[str]
+    deadline: float
+
+
+def train_round(
+    model: Model,
+    blocks: list[Block],
+    before: RoundResult,
+    batches: Batches,
+    settings: StepSettings,
+    seat: Seat,
+) -> RoundResult:
+    """One worker's part of an epoch."""
+    worker = get_worker()
+    key = str(worker.get_current_task())
+    secede()
+    plugin = worker.plugins[ExchangePlugin.name]
+    assert isinstance(plugin, ExchangePlugin)
+    state = before.state.copy()
+    with (
+        Peers(plugin, seat.round_id, seat.rank, seat.addresses, seat.deadline, key) as peers,
+        Program(model.spec) as program,
+    ):
+        rows = model.rows_of(blocks)
+        loss = run_epoch(program, model.layout, rows, batches, state, settings, peers)
+    return RoundResult(state, loss)
+
+
+def loss_of(result: RoundResult) -> float:
+    """The number of a round that its caller decides by."""
+    return result.loss
+
+
+def score_blocks(
+    model: Model, blocks: list[Block], rows: np.ndarray, result: RoundResult
+) -> ScoreSums:
+    """One worker's part of the validation score."""
+    with Program(model.spec) as program:
+        return score_sums(
+            program, model.layout, model.rows_of(blocks), rows, result.state.theta
+        )
+
+
+def evaluate_blocks(model: Model, blocks: list[Block], theta: np.ndarray) -> LossSums:
+    """One worker's part of the full loss and gradient."""
+    with Program(model.spec) as program:
+        return loss_sums(program, model.layout, model.rows_of(blocks), theta)
+
+
+def add_up(parts: list[Any]) -> Any:
+    """Sum in the order given."""
+    return reduce(add, parts)
