@@ -317,6 +317,7 @@ BAD: dict[str, Bad] = {
         ("X is a", "Delayed", "Give a dask Array, DataFrame"),
         kind=TypeError,
     ),
+    "no columns": Bad(lambda: (blocks(X)[:, :0], blocks(LABELS)), ("X has no columns",)),
     "a Bag as y": Bad(
         lambda: (blocks(X), dask.bag.from_sequence(LABELS.tolist(), npartitions=3)),
         ("y is a Bag", "Give a dask Array, DataFrame"),

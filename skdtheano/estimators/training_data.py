@@ -206,6 +206,10 @@ def check_columns(estimator: Any, X: Any, reset: bool) -> None:
             f"{type(X).__name__}. Reshape your data, for example X.reshape(-1, 1) for one "
             "column or X.to_frame() for a Series."
         )
+    if X.shape[1] == 0:
+        raise ValueError(
+            "Found array with 0 feature(s): X has no columns, and at least one is needed."
+        )
     if hasattr(X, "columns"):
         if not X.columns.is_unique:
             twice = sorted(set(map(str, X.columns[X.columns.duplicated()])))
