@@ -190,13 +190,14 @@ def _mode(name: str) -> Any:
     """The engine's mode of that name, less what makes it slow.
 
     Without C, an elementwise Op of more inputs than its NumPy function takes is a Python
-    loop over the elements. FAST_COMPILE runs without C, and two of its rewrites join
-    chains of products and of sums into such Ops: the backward pass of a logistic layer
-    then took 50 to 100 times as long.
+    loop over the elements. FAST_COMPILE runs without C, and one of its rewrites joins
+    chains of products into such Ops: the backward pass of a logistic layer then took 50 to
+    100 times as long. (Its sibling for sums stays: it takes away additions of 0, one of
+    which brings a float32 layer a cast, and a cast is such a loop too.)
     """
     if name != "FAST_COMPILE":
         return name
-    return _modes[name].excluding("local_mul_canonizer", "local_add_canonizer")
+    return _modes[name].excluding("local_mul_canonizer")
 
 
 def compilations() -> list[str]:
