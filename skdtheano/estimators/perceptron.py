@@ -1,7 +1,6 @@
 """What the classifier and the regressor share: parameters, fit, and the fitted state."""
 
 import copy
-import logging
 import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -11,11 +10,11 @@ from typing import Any
 import numpy as np
 from distributed import Client
 from sklearn.base import BaseEstimator, _fit_context, clone
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from skdtheano import engine
+from skdtheano.estimators.batch_order import batch_order
 from skdtheano.estimators.training_data import (
     Targets,
     TrainingData,
@@ -25,17 +24,8 @@ from skdtheano.estimators.training_data import (
 )
 from skdtheano.graphs.network import Network
 from skdtheano.graphs.optimizers import SGD, Adam, Optimizer
-from skdtheano.notices import warn_user
 from skdtheano.runtime.local import HeldOut, LocalRuntime
 from skdtheano.runtime.model import Model
-from skdtheano.runtime.order import (
-    MAX_GLOBAL_ROWS,
-    BlockOrder,
-    GlobalOrder,
-    Order,
-    RowMap,
-    held_out_counts,
-)
 from skdtheano.runtime.parameters import Layout, TrainState
 from skdtheano.runtime.program import ProgramSpec
 from skdtheano.runtime.rounds import ClusterRuntime
@@ -54,8 +44,6 @@ from skdtheano.training import (
     fit_lbfgs,
     fit_stochastic,
 )
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -364,7 +352,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
         anew: bool,
         going_on: bool,
     ) -> None:
-        order, held_out = self._order(data, rng)
+        order, held_out = batch_order(self, data, rng, self._classifies)
         runtime = _runtime(data, model, state, held_out)
         schedule = Schedule(
             optimizer=optimizer.rule,
@@ -408,75 +396,6 @@ class DistributedPerceptron(BaseEstimator, ABC):
         limits = FullBatch(self.alpha, self.max_iter, self.max_fun, self.tol)
         theta, self.loss_, self.n_iter_ = fit_lbfgs(runtime, state.theta, model.layout, limits)
         self.coefs_, self.intercepts_ = model.layout.unpack(theta)
-
-    def _order(
-        self, data: TrainingData, rng: np.random.RandomState
-    ) -> tuple[Order, HeldOut | None]:
-        """Batch order of the training rows, and who holds which held-out row."""
-        if self._by_blocks(data.n_rows):
-            return self._block_order(data, rng)
-        rows = np.arange(data.n_rows)
-        held_out: HeldOut | None = None
-        if self.early_stopping:
-            stratify = data.true_rows() if self._classifies and data.n_outputs == 1 else None
-            rows, validation = train_test_split(
-                rows,
-                random_state=rng,
-                test_size=self.validation_fraction,
-                stratify=stratify,
-            )
-            self._check_held_out(len(validation))
-
-            def held_out(places: RowMap) -> list[np.ndarray]:
-                return places.split(validation)
-
-        batch_size = self._batch_rows(len(rows))
-        return GlobalOrder(rows, batch_size, bool(self.shuffle), rng), held_out
-
-    def _by_blocks(self, n_rows: int) -> bool:
-        if self.shuffle == "blocks":
-            return True
-        if n_rows <= MAX_GLOBAL_ROWS or not self.shuffle:
-            return False
-        logger.warning(
-            "shuffle=True with %d rows: above %d rows the order of the minibatches is drawn "
-            "block by block (shuffle='blocks'), since a permutation of all rows would take "
-            "%.1f GiB.",
-            n_rows,
-            MAX_GLOBAL_ROWS,
-            n_rows * 16 / 2**30,
-        )
-        return True
-
-    def _block_order(
-        self, data: TrainingData, rng: np.random.RandomState
-    ) -> tuple[Order, HeldOut | None]:
-        lengths = data.lengths
-        fraction = self.validation_fraction if self.early_stopping else 0.0
-        n_held_out = sum(held_out_counts(lengths, fraction))
-        if self.early_stopping:
-            self._check_held_out(n_held_out)
-        batch_size = self._batch_rows(data.n_rows - n_held_out)
-        seed = int(rng.randint(2**31 - 1))
-        order = BlockOrder(lengths, batch_size, seed, held_out=fraction)
-        return order, order.held_out_rows if self.early_stopping else None
-
-    def _check_held_out(self, n_rows: int) -> None:
-        if n_rows < 2:
-            raise ValueError(
-                "The validation set is too small. Increase 'validation_fraction' or the size "
-                "of your dataset."
-            )
-
-    def _batch_rows(self, n_rows: int) -> int:
-        if self.batch_size == "auto":
-            return min(200, n_rows)
-        if self.batch_size > n_rows:
-            warn_user(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be "
-                "clipped"
-            )
-        return int(np.clip(self.batch_size, 1, n_rows))
 
     def __getstate__(self) -> dict[str, Any]:
         # A client is a connection of this process; what a fit learned does not need it.
