@@ -1,5 +1,6 @@
 """The decisions of a fit: epochs, learning rate, when to stop. It is handed a runtime."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from skdtheano.graphs.optimizers import Optimizer
 from skdtheano.notices import warn_user
 from skdtheano.runtime.order import Epoch, Order
 from skdtheano.runtime.parameters import Layout, TrainState
-from skdtheano.runtime.scores import ScoreSums, accuracy, r2
+from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.steps import LossSums, StepSettings
 
 
@@ -79,11 +80,16 @@ class Progress:
 
 
 def fit_stochastic(
-    runtime: Runtime, order: Order, schedule: Schedule, progress: Progress, classifies: bool
+    runtime: Runtime,
+    order: Order,
+    schedule: Schedule,
+    progress: Progress,
+    score_of: Callable[[ScoreSums], float],
 ) -> None:
     """Train by minibatches until a stopping rule, the last epoch, or Ctrl-C.
 
-    `progress` is brought up to date after each epoch.
+    `progress` is brought up to date after each epoch. `score_of` is what early stopping
+    watches.
     """
     try:
         for _ in range(schedule.max_iter):
@@ -98,7 +104,7 @@ def fit_stochastic(
             )
             _record(progress, loss / order.n_rows, order.n_rows, schedule)
             if schedule.early_stopping:
-                _judge_score(runtime, schedule, progress, classifies)
+                _judge_score(runtime, schedule, progress, score_of)
             else:
                 _judge_loss(schedule, progress)
             if schedule.learning_rate == "invscaling":
@@ -139,12 +145,14 @@ def _judge_loss(schedule: Schedule, progress: Progress) -> None:
 
 
 def _judge_score(
-    runtime: Runtime, schedule: Schedule, progress: Progress, classifies: bool
+    runtime: Runtime,
+    schedule: Schedule,
+    progress: Progress,
+    score_of: Callable[[ScoreSums], float],
 ) -> None:
     assert progress.validation_scores is not None
     assert progress.best_validation_score is not None
-    sums = runtime.validation_sums()
-    score = accuracy(sums) if classifies else r2(sums)
+    score = score_of(runtime.validation_sums())
     progress.validation_scores.append(score)
     if schedule.verbose:
         print(f"Validation score: {score:f}", flush=True)

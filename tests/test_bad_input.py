@@ -638,12 +638,71 @@ def test_score_refuses_what_scikit_learn_refuses(
         ours.score(*lazy)
 
 
+PLACES = pytest.mark.parametrize(
+    "place", ["here", pytest.param("cluster", marks=pytest.mark.cluster)]
+)
+
+
+@PLACES
+@pytest.mark.parametrize(
+    ("y", "says"),
+    [
+        (
+            np.c_[LABELS, LABELS],
+            "y has 2 columns|[Mm]ultioutput",
+        ),
+        (LABELS + 0.5, "continuous"),
+        (np.char.add("class ", LABELS.astype(str)), "types?"),
+    ],
+    ids=["columns", "continuous", "text"],
+)
+def test_score_refuses_labels_that_cannot_be_compared(
+    y: np.ndarray, says: str, place: str, request: pytest.FixtureRequest
+) -> None:
+    if place == "cluster":
+        request.getfixturevalue("client")
+    assert theirs_says(MLPClassifier(**SETTINGS).fit(X, LABELS), X, y, method="score")
+    ours = classifier().fit(X, LABELS)
+    with pytest.raises((ValueError, TypeError), match=says):
+        ours.score(blocks(X), blocks(y))
+
+
+@PLACES
+def test_score_refuses_other_columns_of_numbers(
+    place: str, request: pytest.FixtureRequest
+) -> None:
+    if place == "cluster":
+        request.getfixturevalue("client")
+    y = np.c_[NUMBERS, NUMBERS]
+    assert theirs_says(MLPRegressor(**SETTINGS).fit(X, NUMBERS), X, y, method="score")
+    with refused(ValueError, "y.*2.*1"):
+        regressor().fit(X, NUMBERS).score(blocks(X), blocks(y))
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf], ids=["NaN", "inf"])
+def test_predict_names_the_block_and_row_of_what_is_not_finite(value: float) -> None:
+    lazy = classifier().fit(X, LABELS).predict(blocks(having(X, (63, 2), value)))
+    kind = "NaN" if np.isnan(value) else "infinity"
+    with refused(ValueError, f"Input X contains {kind}: block 2, row 3 .*column 2", "before"):
+        lazy.compute()
+
+
+@pytest.mark.cluster
+def test_futures_are_refused_with_what_to_give_instead(client: Client) -> None:
+    future = client.scatter(X)
+    for call in (
+        lambda: classifier().fit(future, LABELS),
+        lambda: classifier().fit(X, LABELS).predict(future),
+    ):
+        with refused(TypeError, "is a Future", "from_delayed"):
+            call()
+
+
 def test_a_missing_value_in_a_nullable_column_is_refused_in_predict() -> None:
     missing = pd.DataFrame(X.round()).astype("Int64")
     missing.iloc[63, 2] = pd.NA
-    theirs = MLPClassifier(**SETTINGS).fit(X, LABELS)
     lazy = classifier().fit(X, LABELS).predict(dd.from_pandas(missing, npartitions=3))
-    with refused(ValueError, theirs_says(theirs, missing, method="predict").split("\\\n")[0]):
+    with refused(ValueError, "Input X contains NaN: block 2, row 3 .*column 2"):
         lazy.compute()
 
 

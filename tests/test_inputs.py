@@ -1,6 +1,7 @@
 """Whatever holds the rows, the fit is scikit-learn's on the same rows in one array."""
 
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from cases import N_ROWS, data, weights
 from distributed import Client, default_client
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
+from sklearn.exceptions import DataConversionWarning
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from skdtheano import DistributedMLPClassifier, DistributedMLPRegressor
@@ -297,14 +299,17 @@ COLUMNS: dict[str, Callable[[np.ndarray], Any]] = {
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 @pytest.mark.parametrize("column", COLUMNS.values(), ids=COLUMNS)
-# scikit-learn says so for NumPy; a DataFrame of one column is the usual dask target.
-@pytest.mark.filterwarnings(
-    "ignore:A column-vector y:sklearn.exceptions.DataConversionWarning"
-)
-def test_y_of_one_column_is_a_vector(task: str, column: Callable[[Any], Any]) -> None:
+def test_y_of_one_column_is_a_vector_with_a_warning(
+    task: str, column: Callable[[Any], Any]
+) -> None:
     X, y = data(task)
     ours, theirs = pair(task)
-    ours.fit(blocks(X), column(y))
+    with pytest.warns(DataConversionWarning) as given:
+        ours.fit(blocks(X), column(y))
+    [warning] = [one for one in given if one.category is DataConversionWarning]
+    assert Path(warning.filename).name == "test_inputs.py"
+    with pytest.warns(DataConversionWarning, match=re.escape(str(warning.message))):
+        theirs.fit(X, y.reshape(-1, 1))
     assert_same_fit(ours, theirs.fit(X, y))
     assert ours.predict(X).shape == (N_ROWS,)
 
@@ -515,6 +520,17 @@ def test_early_stopping_on_dask_holds_out_the_same_rows(task: str, client: Clien
     ours.fit(blocks(X[order]), blocks(y[order], 20, 0, 70))
     theirs.fit(X[order], y[order])
     assert_allclose(ours.validation_scores_, theirs.validation_scores_, rtol=1e-7)
+    assert_same_fit(ours, theirs)
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["numpy", "dask"])
+def test_a_single_class_is_always_right_in_early_stopping(lazy: bool) -> None:
+    X, _ = data("binary")
+    y = np.zeros(N_ROWS, int)
+    ours, theirs = pair("binary", early_stopping=True)
+    ours.fit(blocks(X), blocks(y)) if lazy else ours.fit(X, y)
+    theirs.fit(X, y)
+    assert ours.validation_scores_ == theirs.validation_scores_ == [1.0] * ours.n_iter_
     assert_same_fit(ours, theirs)
 
 

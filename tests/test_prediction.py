@@ -22,6 +22,7 @@ import scipy.sparse
 from cases import N_ROWS, data, weights
 from distributed import Client
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from skdtheano import DistributedMLPClassifier, DistributedMLPRegressor
@@ -391,6 +392,22 @@ def test_a_score_of_one_value_of_y_is_scikit_learns(
     X, _ = data("regression")
     constant = np.full(N_ROWS, 0.5)
     assert_allclose(ours.score(blocks(X), blocks(constant)), theirs.score(X, constant))
+
+
+@place
+def test_a_score_of_one_row_is_nan_with_a_warning(
+    on_cluster: bool, request: pytest.FixtureRequest
+) -> None:
+    if on_cluster:
+        request.getfixturevalue("client")
+    ours, theirs = fitted("regression")
+    X, y = data("regression")
+    for score in (
+        lambda: ours.score(blocks(X[:1]), blocks(y[:1])),
+        lambda: theirs.score(X[:1], y[:1]),
+    ):
+        with pytest.warns(UndefinedMetricWarning, match="less than two samples"):
+            assert np.isnan(score())
 
 
 @pytest.mark.cluster

@@ -3,8 +3,10 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Thread
 from typing import Any
 
@@ -60,6 +62,18 @@ class OnTask(SchedulerPlugin):
         if finish == "processing" and wanted and not self.called:
             self.call(self.scheduler.tasks[key].processing_on.address)
             self.called = True
+
+
+@contextmanager
+def killed(cluster: LocalCluster, prefix: str, suffix: str = "") -> Iterator[Client]:
+    """A client, and SIGKILL for the worker that gets the first task of such a name."""
+    with Client(cluster) as client:
+        pids = client.run(os.getpid)
+        plugin = OnTask(
+            cluster, prefix, lambda worker: os.kill(pids[worker], signal.SIGKILL), suffix
+        )
+        yield client
+        assert plugin.called, "no worker was killed"
 
 
 @pytest.fixture
@@ -155,11 +169,20 @@ def test_each_worker_compiles_each_graph_once(clusters: Any, client: Client) -> 
             (hidden, 3, 3), alpha=alpha, batch_size=batch_size, max_iter=2, mode=None
         ).fit(*chunked(X, y))
 
+    def compiled() -> dict[str, Counter[str]]:
+        counts: dict[str, Counter[str]] = client.run(lambda: Counter(compilations()))
+        return counts
+
+    clean = compiled()
     fit(0.1, 30, 4)
-    before = client.run(lambda: len(compilations()))
+    first = compiled()
+    # This depth is nobody else's: its graph of sums is new. That of steps knows no depth.
+    for worker in first:
+        new = first[worker] - clean[worker]
+        assert 1 <= new.total() <= 2 and set(new.values()) == {1}, new
     fit(0.2, 20, 5)
     fit(0.3, 10, 6)
-    assert client.run(lambda: len(compilations())) == before
+    assert compiled() == first
 
 
 @pytest.mark.parametrize(
@@ -172,16 +195,8 @@ def test_a_worker_killed_in_a_round_changes_nothing(
 ) -> None:
     X, y = data("binary")
     case = Case("adam", "tanh", "binary", weighted=False, early_stopping=early_stopping)
-    with Client(own_cluster) as client:
-        pids = client.run(os.getpid)
-        plugin = OnTask(
-            own_cluster,
-            f"skdtheano-epoch-{epoch}-",
-            lambda worker: os.kill(pids[worker], signal.SIGKILL),
-            suffix=f"-{rank}",
-        )
+    with killed(own_cluster, f"skdtheano-epoch-{epoch}-", f"-{rank}"):
         ours = case.ours(max_iter=8).fit(*chunked(X, y))
-    assert plugin.called, "no worker was killed"
     theirs = case.theirs().set_params(max_iter=8).fit(X, y)
     assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-9)
     assert_allclose(ours.coefs_[0], theirs.coefs_[0], rtol=1e-7, atol=1e-12)
@@ -195,16 +210,8 @@ def test_a_worker_killed_after_the_best_epoch_does_not_take_it_along(
     case = Case("adam", "tanh", "binary", weighted=False, early_stopping=True)
     theirs = case.theirs().set_params(**parameters).fit(X, y)
     assert int(np.argmax(theirs.validation_scores_)) < 7, "the best epoch comes too late"
-    with Client(own_cluster) as client:
-        pids = client.run(os.getpid)
-        plugin = OnTask(
-            own_cluster,
-            "skdtheano-epoch-9-",
-            lambda worker: os.kill(pids[worker], signal.SIGKILL),
-            suffix="-0",
-        )
+    with killed(own_cluster, "skdtheano-epoch-9-", "-0"):
         ours = case.ours(**parameters).fit(*chunked(X, y))
-    assert plugin.called, "no worker was killed"
     assert_allclose(ours.validation_scores_, theirs.validation_scores_)
     assert_allclose(ours.coefs_[0], theirs.coefs_[0], rtol=1e-7, atol=1e-12)
 
@@ -214,15 +221,8 @@ def test_a_worker_killed_while_lbfgs_evaluates_changes_nothing(
 ) -> None:
     X, y = data("binary")
     case = Case("lbfgs", "tanh", "binary", weighted=False, early_stopping=False)
-    with Client(own_cluster) as client:
-        pids = client.run(os.getpid)
-        plugin = OnTask(
-            own_cluster,
-            "evaluate_blocks",
-            lambda worker: os.kill(pids[worker], signal.SIGKILL),
-        )
+    with killed(own_cluster, "evaluate_blocks"):
         ours = case.ours(max_iter=10).fit(*chunked(X, y))
-    assert plugin.called, "no worker was killed"
     theirs = case.theirs().set_params(max_iter=10).fit(X, y)
     assert_allclose(ours.loss_, theirs.loss_, rtol=1e-7)
 
@@ -279,15 +279,11 @@ def test_x_and_y_of_one_source_are_read_together(
 
 def test_rows_lost_for_good_end_in_an_error_that_names_them(own_cluster: LocalCluster) -> None:
     X, y = data("multiclass")
-    with Client(own_cluster) as client:
-        pids = client.run(os.getpid)
-        OnTask(
-            own_cluster,
-            "skdtheano-epoch-3-",
-            lambda worker: os.kill(pids[worker], signal.SIGKILL),
-        )
-        with pytest.raises(RuntimeError, match=r"cannot be had any more.*load them with dask"):
-            MULTICLASS.ours(client=client).fit(X, y)
+    with (
+        killed(own_cluster, "skdtheano-epoch-3-") as client,
+        pytest.raises(RuntimeError, match=r"cannot be had any more.*load them with dask"),
+    ):
+        MULTICLASS.ours(client=client).fit(X, y)
 
 
 def test_a_round_that_keeps_failing_ends_in_an_error_with_the_causes(

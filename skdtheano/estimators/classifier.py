@@ -16,17 +16,16 @@ from sklearn.utils.multiclass import (
 )
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skdtheano.estimators.perceptron import DistributedPerceptron, takes_steps
-from skdtheano.estimators.prediction import network_outputs, predict_blocks, score_collections
-from skdtheano.estimators.targets import (
+from skdtheano.estimators.labels import (
     LabelEncoder,
     LabelTargets,
+    TrueLabels,
     check_known,
-    dense,
     n_outputs_of,
 )
-from skdtheano.estimators.training_data import is_distributed
-from skdtheano.runtime.inspection import to_array
+from skdtheano.estimators.perceptron import DistributedPerceptron, takes_steps
+from skdtheano.estimators.prediction import network_outputs, predict_blocks, score_collections
+from skdtheano.estimators.reading import is_distributed
 from skdtheano.runtime.scores import ScoreSums, accuracy, label_sums
 
 
@@ -262,7 +261,7 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
         ndarray or dask Array of shape (n_samples,) or (n_samples, n_classes)
             Labels, or an indicator matrix. Lazy, with the chunks of X, for dask input.
         """
-        if is_dask_collection(X):
+        if is_distributed(X):
             return predict_blocks(self, X, "predict")
         check_is_fitted(self)
         outputs = network_outputs(self, X)
@@ -282,7 +281,7 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
         ndarray or dask Array of shape (n_samples, n_classes)
             In the order of `classes_`.
         """
-        if is_dask_collection(X):
+        if is_distributed(X):
             return predict_blocks(self, X, "predict_proba")
         check_is_fitted(self)
         outputs = network_outputs(self, X)
@@ -301,7 +300,7 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
         -------
         ndarray or dask Array of shape (n_samples, n_classes)
         """
-        if is_dask_collection(X):
+        if is_distributed(X):
             return predict_blocks(self, X, "predict_log_proba")
         probability = self.predict_proba(X)
         return np.log(probability, out=probability)
@@ -319,15 +318,19 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
         float
         """
         if is_distributed(X, y, sample_weight):
-            targets = LabelTargets(None, exact=False)
+            check_is_fitted(self)
+            targets = TrueLabels(self._label_binarizer)
             return score_collections(
                 self, X, y, sample_weight, targets, accuracy_score, accuracy
             )
         return super().score(X, y, sample_weight)
 
-    def _score_sums(self, predicted: np.ndarray, block: Any, weights: np.ndarray) -> ScoreSums:
-        truth = dense(to_array(block)).reshape(predicted.shape)
+    def _score_sums(self, predicted: np.ndarray, truth: Any, weights: np.ndarray) -> ScoreSums:
         return label_sums(truth, predicted, weights)
+
+    def _score_of(self, sums: ScoreSums) -> float:
+        # A single class is always predicted, whatever the network's output.
+        return accuracy(sums) if len(self.classes_) > 1 else 1.0
 
     def _targets(self, going_on: bool) -> LabelTargets:
         return LabelTargets(self._known_binarizer(going_on), exact=bool(self.warm_start))

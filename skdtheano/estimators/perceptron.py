@@ -15,13 +15,8 @@ from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from skdtheano import engine
 from skdtheano.estimators.batch_order import batch_order
-from skdtheano.estimators.training_data import (
-    Targets,
-    TrainingData,
-    data_at_site,
-    data_in_memory,
-    is_distributed,
-)
+from skdtheano.estimators.reading import Targets, is_distributed
+from skdtheano.estimators.training_data import TrainingData, data_at_site, data_in_memory
 from skdtheano.graphs.network import Network
 from skdtheano.graphs.optimizers import SGD, Adam, Optimizer
 from skdtheano.runtime.local import HeldOut, LocalRuntime
@@ -29,6 +24,7 @@ from skdtheano.runtime.model import Model
 from skdtheano.runtime.parameters import Layout, TrainState
 from skdtheano.runtime.program import ProgramSpec
 from skdtheano.runtime.rounds import ClusterRuntime
+from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.sites import (
     ClusterSite,
     LocalSite,
@@ -142,6 +138,10 @@ class DistributedPerceptron(BaseEstimator, ABC):
         """Validate as scikit-learn does; return X, y, number of outputs and encoder."""
 
     @abstractmethod
+    def _score_of(self, sums: ScoreSums) -> float:
+        """The score of rows whose sums these are, as `score` defines it."""
+
+    @abstractmethod
     def _output(self) -> tuple[str, str]:
         """Output activation, and the name of the loss that is differentiated."""
 
@@ -240,9 +240,8 @@ class DistributedPerceptron(BaseEstimator, ABC):
         if isinstance(site, LocalSite) and not is_distributed(X, y, sample_weight):
             X, y, n_outputs, encode = self._data_in_memory(X, y, anew, going_on)
             return data_in_memory(X, y, sample_weight, n_outputs, encode, site)
-        n_blocks = len(site.workers()) if isinstance(site, ClusterSite) else 1
         targets = self._targets(going_on)
-        data = data_at_site(self, X, y, sample_weight, targets, site, n_blocks, anew)
+        data = data_at_site(self, X, y, sample_weight, targets, site, anew)
         self._keep_targets(targets)
         return data
 
@@ -368,7 +367,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
             verbose=bool(self.verbose),
         )
         initial = state.theta
-        fit_stochastic(runtime, order, schedule, progress, self._classifies)
+        fit_stochastic(runtime, order, schedule, progress, self._score_of)
         final = runtime.state()
         theta = final.theta
         if self.early_stopping:

@@ -14,24 +14,14 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
 from skdtheano import engine
-from skdtheano.estimators.training_data import (
-    check_columns,
-    check_rows,
-    check_weights,
-    read_columns,
-)
+from skdtheano.estimators.reading import Targets, check_columns, read_aligned
 from skdtheano.graphs.network import Network
-from skdtheano.runtime.inspection import inspect_numbers, inspect_rows, to_numbers
+from skdtheano.runtime.inspection import inspect_rows, to_numbers
+from skdtheano.runtime.placing import Encode
 from skdtheano.runtime.program import Program, ProgramSpec
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.sites import ClusterSite, outside_the_slots, resolve_client
-from skdtheano.runtime.tables import (
-    cut_table,
-    keep_together,
-    length_message,
-    read_table,
-    recut_table,
-)
+from skdtheano.runtime.tables import bad_value_message, length_message
 from skdtheano.runtime.tasks import add_up
 
 #: Attributes of a fitted estimator that prediction does not read.
@@ -118,8 +108,14 @@ def slim(estimator: Any) -> Any:
     return predictor
 
 
-def predict_block(block: Any, predictor: Any, method: str) -> np.ndarray:
+def predict_block(
+    block: Any, predictor: Any, method: str, block_id: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """Predict one block; dask gives its place among the blocks."""
     rows = to_numbers(block)
+    report = inspect_rows(rows)
+    if report.bad is not None and block_id is not None:
+        raise ValueError(bad_value_message("X", report, block_id[0], "predicting"))
     empty = rows.shape[0] == 0
     if empty:  # scikit-learn predicts no table without rows
         rows = np.zeros((1, predictor.n_features_in_), rows.dtype)
@@ -132,7 +128,7 @@ def score_collections(
     X: Any,
     y: Any,
     sample_weight: Any,
-    targets: Any,
+    targets: Targets,
     metric: Callable[..., float],
     finish: Callable[[ScoreSums], float],
 ) -> float:
@@ -144,8 +140,8 @@ def score_collections(
 
     Parameters
     ----------
-    targets : LabelTargets or NumberTargets
-        How to look at y.
+    targets : Targets
+        How to look at y, and what to compare the predictions with.
     metric : callable
         scikit-learn's score of y and predictions.
     finish : callable
@@ -157,37 +153,18 @@ def score_collections(
         return _score_here(estimator, X, y, sample_weight, metric)
     with outside_the_slots():
         site = ClusterSite(client)
-        X, y, sample_weight = keep_together(site, [X, y, sample_weight])
-        rows = read_columns(estimator, X, site, reset=False)
-        truth = read_table("y", y, site, targets.inspect)
-        weights = read_table("sample_weight", sample_weight, site, inspect_numbers)
-        if rows is None:
-            leader = truth or weights
-            assert leader is not None
-            array = X if hasattr(X, "shape") else np.asarray(X)
-            rows = cut_table("X", array, leader, site, inspect_rows)
-        check_rows(estimator, rows)
-        if truth is None:
-            truth = cut_table("y", y, rows, site, targets.inspect)
-        truth.raise_first_bad()
-        truth = recut_table(truth, rows, site)
-        if sample_weight is not None:
-            if weights is None:
-                weights = cut_table(
-                    "sample_weight", sample_weight, rows, site, inspect_numbers
-                )
-            check_weights(weights)
-            weights = recut_table(weights, rows, site)
+        data = read_aligned(estimator, X, y, sample_weight, targets, site, reset=False)
         [predictor] = site.put([slim(estimator)])
         parts = [
             site.submit(
                 _score_block,
                 predictor,
-                rows.handles[b],
-                truth.handles[b],
-                None if weights is None else weights.handles[b],
+                data.rows.handles[b],
+                data.truth.handles[b],
+                None if data.weights is None else data.weights.handles[b],
+                data.encode,
             )
-            for b, length in enumerate(rows.lengths)
+            for b, length in enumerate(data.rows.lengths)
             if length
         ]
         [sums] = site.get([site.submit(add_up, parts)])
@@ -215,8 +192,10 @@ def _score_here(
     return float(metric(truth, predicted, sample_weight=weights))
 
 
-def _score_block(predictor: Any, rows: Any, truth: Any, weights: Any) -> ScoreSums:
+def _score_block(
+    predictor: Any, rows: Any, truth: Any, weights: Any, encode: Encode
+) -> ScoreSums:
     predicted = predictor.predict(to_numbers(rows))
     vector = np.ones(len(predicted)) if weights is None else np.ravel(to_numbers(weights))
-    sums: ScoreSums = predictor._score_sums(predicted, truth, vector)
+    sums: ScoreSums = predictor._score_sums(predicted, encode(truth), vector)
     return sums

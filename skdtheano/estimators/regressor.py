@@ -3,19 +3,24 @@
 from typing import Any
 
 import numpy as np
-from dask.base import is_dask_collection
 from sklearn.base import RegressorMixin, _fit_context
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import r2_score
 from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skdtheano.estimators.numeric_targets import (
+    NumberEncoder,
+    NumberTargets,
+    TrueNumbers,
+    check_sign,
+)
 from skdtheano.estimators.perceptron import DistributedPerceptron, takes_steps
 from skdtheano.estimators.prediction import network_outputs, predict_blocks, score_collections
-from skdtheano.estimators.targets import NumberEncoder, NumberTargets, check_sign
-from skdtheano.estimators.training_data import is_distributed
-from skdtheano.runtime.inspection import to_numbers
+from skdtheano.estimators.reading import is_distributed
+from skdtheano.notices import warn_user
 from skdtheano.runtime.scores import ScoreSums, r2, regression_sums
 
 
@@ -238,7 +243,7 @@ class DistributedMLPRegressor(RegressorMixin, DistributedPerceptron):
         ndarray or dask Array of shape (n_samples,) or (n_samples, n_outputs)
             Lazy, with the chunks of X, for dask input.
         """
-        if is_dask_collection(X):
+        if is_distributed(X):
             return predict_blocks(self, X, "predict")
         check_is_fitted(self)
         outputs = network_outputs(self, X)
@@ -257,14 +262,23 @@ class DistributedMLPRegressor(RegressorMixin, DistributedPerceptron):
         float
         """
         if is_distributed(X, y, sample_weight):
-            targets = NumberTargets(self.loss)
-            return score_collections(self, X, y, sample_weight, targets, r2_score, r2)
+            check_is_fitted(self)
+            targets = TrueNumbers(self.n_outputs_)
+            return score_collections(
+                self, X, y, sample_weight, targets, r2_score, self._score_of
+            )
         return super().score(X, y, sample_weight)
 
-    def _score_sums(self, predicted: np.ndarray, block: Any, weights: np.ndarray) -> ScoreSums:
-        shape = (len(predicted), self.n_outputs_)
-        truth = np.asarray(to_numbers(block)).reshape(shape)
-        return regression_sums(truth, predicted.reshape(shape), weights)
+    def _score_sums(self, predicted: np.ndarray, truth: Any, weights: np.ndarray) -> ScoreSums:
+        return regression_sums(truth, predicted.reshape(truth.shape), weights)
+
+    def _score_of(self, sums: ScoreSums) -> float:
+        if sums.n_rows < 2:
+            warn_user(
+                "R^2 score is not well-defined with less than two samples.",
+                UndefinedMetricWarning,
+            )
+        return r2(sums)
 
     def _targets(self, going_on: bool) -> NumberTargets:
         return NumberTargets(self.loss)

@@ -50,6 +50,12 @@ def to_array(block: Any) -> Any:
     return np.asarray(block)
 
 
+def dense(array: Any) -> np.ndarray:
+    """The array, of a sparse matrix too."""
+    full: np.ndarray = array.toarray() if scipy.sparse.issparse(array) else array
+    return full
+
+
 def to_numbers(block: Any) -> Any:
     """One block of numbers as an ndarray or a csr_array.
 
@@ -105,9 +111,7 @@ def inspect_rows(block: Any) -> Report:
 
 def inspect_numbers(block: Any) -> Report:
     """Report on a block of weights or of numeric targets."""
-    array = to_numbers(block)
-    if scipy.sparse.issparse(array):
-        array = array.toarray()
+    array = dense(to_numbers(block))
     numeric = array.dtype.kind in "fiub"
     return Report(
         n_rows=array.shape[0],
@@ -127,9 +131,7 @@ def _total(array: np.ndarray) -> float:
 
 def inspect_labels(block: Any) -> Report:
     """Report on a block of class labels."""
-    array = to_array(block)
-    if scipy.sparse.issparse(array):
-        array = array.toarray()
+    array = dense(to_array(block))
     bad = _first_bad(array)
     return Report(
         n_rows=array.shape[0],

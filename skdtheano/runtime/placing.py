@@ -8,7 +8,7 @@ import scipy.sparse
 
 from skdtheano.runtime.blocks import Block
 from skdtheano.runtime.inspection import Report, to_numbers
-from skdtheano.runtime.sites import ClusterSite, Handle, Site
+from skdtheano.runtime.sites import Handle, Site
 from skdtheano.runtime.tables import Table
 
 #: Targets of a `Block` from a block of y, as it lies.
@@ -32,42 +32,6 @@ def make_block(
     return Block(table, encode(targets), vector)
 
 
-def assign_blocks(
-    lengths: Sequence[int], holders: Sequence[str | None], workers: Sequence[str]
-) -> list[str]:
-    """Choose each block's worker: where it lies, unless that worker holds too much.
-
-    Parameters
-    ----------
-    lengths : sequence of int
-        Rows of each block.
-    holders : sequence of str or None
-        A worker that holds the block now.
-    workers : sequence of str
-        All workers.
-
-    Returns
-    -------
-    list of str
-        A block moves only from a worker that would hold more than a tenth above the
-        mean, and only if its new worker then holds less.
-    """
-    load = dict.fromkeys(workers, 0)
-    chosen: list[str] = []
-    for length, holder in zip(lengths, holders, strict=True):
-        chosen.append(holder if holder in load else min(load, key=lambda w: load[w]))
-        load[chosen[-1]] += length
-    limit = 1.1 * sum(lengths) / len(load)
-    for block in sorted(range(len(lengths)), key=lambda b: (-lengths[b], b)):
-        source = chosen[block]
-        target = min(load, key=lambda w: load[w])
-        if load[source] > limit and load[target] + lengths[block] < load[source]:
-            load[source] -= lengths[block]
-            load[target] += lengths[block]
-            chosen[block] = target
-    return chosen
-
-
 def place_blocks(
     rows: Table,
     targets: Table,
@@ -85,13 +49,7 @@ def place_blocks(
     """
     kept = [b for b, length in enumerate(rows.lengths) if length]
     lengths = [rows.lengths[b] for b in kept]
-    where: list[dict[str, Any]] = [{} for _ in kept]
-    if isinstance(site, ClusterSite):
-        site.wait(rows.handles)
-        holders = site.holders([rows.handles[b] for b in kept])
-        chosen = assign_blocks(lengths, holders, site.workers())
-        # allow_other_workers: a block whose worker is lost is made again elsewhere.
-        where = [{"workers": [worker], "allow_other_workers": True} for worker in chosen]
+    where = site.spread([rows.handles[b] for b in kept], lengths)
     handles = [
         site.submit(
             make_block,
@@ -104,8 +62,7 @@ def place_blocks(
         )
         for b, pin in zip(kept, where, strict=True)
     ]
-    if isinstance(site, ClusterSite):
-        site.wait(handles)
+    site.wait(handles)
     return handles, lengths
 
 

@@ -13,6 +13,7 @@ class ScoreSums:
 
     Attributes
     ----------
+    n_rows : int
     weight : float
         Sum of the rows' weights.
     correct : float
@@ -24,6 +25,7 @@ class ScoreSums:
         No predicted number is NaN or infinite; labels always are finite.
     """
 
+    n_rows: int
     weight: float
     correct: float
     squared_error: np.ndarray
@@ -38,6 +40,7 @@ class ScoreSums:
         gap = other.mean - self.mean
         share = other.weight / weight if weight else 0.0
         return ScoreSums(
+            n_rows=self.n_rows + other.n_rows,
             weight=weight,
             correct=self.correct + other.correct,
             squared_error=self.squared_error + other.squared_error,
@@ -72,6 +75,7 @@ def label_sums(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) ->
         right = right.all(axis=1)
     none = np.zeros(1)
     return ScoreSums(
+        n_rows=len(weights),
         weight=float(weights.sum(dtype=np.float64)),
         # Not weights[right].sum(): that rounds by the number of right rows, and two epochs
         # that differ in a row of weight 0 would not tie.
@@ -90,6 +94,7 @@ def regression_sums(truth: np.ndarray, outputs: np.ndarray, weights: np.ndarray)
     weight = float(w.sum())
     mean = (w * truth).sum(axis=0) / weight if weight else np.zeros(truth.shape[1])
     return ScoreSums(
+        n_rows=len(weights),
         weight=weight,
         correct=0.0,
         squared_error=(w * (truth - outputs) ** 2).sum(axis=0),
@@ -112,9 +117,10 @@ def accuracy(sums: ScoreSums) -> float:
 def r2(sums: ScoreSums) -> float:
     """Mean over outputs of 1 - squared error / scatter, as `sklearn.metrics.r2_score`.
 
-    An output whose targets are all equal counts 1 if it is matched exactly, else 0.
+    An output whose targets are all equal counts 1 if it is matched exactly, else 0. Of
+    fewer than two rows it is NaN.
     """
-    if not sums.finite:
+    if not sums.finite or sums.n_rows < 2:
         return float("nan")
     scores = np.where(sums.squared_error == 0, 1.0, 0.0)
     varied = sums.scatter != 0

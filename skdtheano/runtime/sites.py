@@ -39,6 +39,17 @@ class Site(Protocol):
     def get(self, handles: Sequence[Handle]) -> list[Any]:
         """Bring values into this process, waiting for them."""
 
+    def wait(self, handles: Sequence[Handle]) -> None:
+        """Wait until every handle stands for a value or an error."""
+
+    def n_workers(self) -> int:
+        """How many processes can work at the same time."""
+
+    def spread(
+        self, handles: Sequence[Handle], lengths: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """Where to call a function of each block, in even shares: keywords of `submit`."""
+
 
 class LocalSite:
     """The calling process: handles are the blocks themselves."""
@@ -57,6 +68,17 @@ class LocalSite:
 
     def get(self, handles: Sequence[Handle]) -> list[Any]:
         return list(handles)
+
+    def wait(self, handles: Sequence[Handle]) -> None:
+        """Nothing to wait for: `load` and `submit` have called already."""
+
+    def n_workers(self) -> int:
+        return 1
+
+    def spread(
+        self, handles: Sequence[Handle], lengths: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        return [{} for _ in handles]
 
 
 class ClusterSite:
@@ -101,6 +123,17 @@ class ClusterSite:
                 "with its worker and cannot be made again."
             )
         return list(self.client.gather(list(handles)))
+
+    def n_workers(self) -> int:
+        return len(self.workers())
+
+    def spread(
+        self, handles: Sequence[Handle], lengths: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        self.wait(handles)
+        chosen = assign_blocks(lengths, self.holders(handles), self.workers())
+        # allow_other_workers: a block whose worker is lost is made again elsewhere.
+        return [{"workers": [worker], "allow_other_workers": True} for worker in chosen]
 
     def workers(self) -> list[str]:
         """Addresses of the workers that the scheduler knows now.
@@ -177,6 +210,42 @@ class ClusterSite:
         except CancelledError:  # one was lost between the two lines above
             return self.holders(handles)
         return [min(who_has.get(handle.key, ()), default=None) for handle in handles]
+
+
+def assign_blocks(
+    lengths: Sequence[int], holders: Sequence[str | None], workers: Sequence[str]
+) -> list[str]:
+    """Choose each block's worker: where it lies, unless that worker holds too much.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Rows of each block.
+    holders : sequence of str or None
+        A worker that holds the block now.
+    workers : sequence of str
+        All workers.
+
+    Returns
+    -------
+    list of str
+        A block moves only from a worker that would hold more than a tenth above the
+        mean, and only if its new worker then holds less.
+    """
+    load = dict.fromkeys(workers, 0)
+    chosen: list[str] = []
+    for length, holder in zip(lengths, holders, strict=True):
+        chosen.append(holder if holder in load else min(load, key=lambda w: load[w]))
+        load[chosen[-1]] += length
+    limit = 1.1 * sum(lengths) / len(load)
+    for block in sorted(range(len(lengths)), key=lambda b: (-lengths[b], b)):
+        source = chosen[block]
+        target = min(load, key=lambda w: load[w])
+        if load[source] > limit and load[target] + lengths[block] < load[source]:
+            load[source] -= lengths[block]
+            load[target] += lengths[block]
+            chosen[block] = target
+    return chosen
 
 
 def resolve_client(client: Client | None) -> Client | None:

@@ -160,7 +160,7 @@ def score_sums(
     """Sums of the score over rows by local number, ascending or not."""
     parameters = layout.views(theta)
     none = np.zeros(1)
-    parts = [ScoreSums(0.0, 0.0, none, none, none, True)]
+    parts = [ScoreSums(0, 0.0, 0.0, none, none, none, True)]
     for batch in blocks.pieces(rows, PIECE_ROWS):
         outputs = program.outputs(parameters, batch.rows)
         activation = program.spec.network.output

@@ -54,14 +54,37 @@ class Table:
         start = 0
         for number, report in enumerate(self.reports):
             if report.bad is not None:
-                kind, row, column = report.bad
-                where = "" if report.n_columns is None else f", column {column}"
-                raise ValueError(
-                    f"Input {self.name} contains {kind}: block {number}, row {row} of the "
-                    f"block (row {start + row} of the table){where}. Fill or drop such rows "
-                    "before fit, for example with dask_ml.impute.SimpleImputer or dropna()."
-                )
+                raise ValueError(bad_value_message(self.name, report, number, "fit", start))
             start += report.n_rows
+
+
+def bad_value_message(
+    name: str, report: Report, number: int, before: str, start: int | None = None
+) -> str:
+    """What to say of the first value that is not finite.
+
+    Parameters
+    ----------
+    name : str
+        The argument.
+    report : Report
+        Of the block, with its bad value.
+    number : int
+        Of the block.
+    before : str
+        What cannot be done with such values.
+    start : int, optional
+        Rows in the blocks before, where they are known.
+    """
+    assert report.bad is not None
+    kind, row, column = report.bad
+    in_table = "" if start is None else f" (row {start + row} of the table)"
+    where = "" if report.n_columns is None else f", column {column}"
+    return (
+        f"Input {name} contains {kind}: block {number}, row {row} of the block{in_table}"
+        f"{where}. Fill or drop such rows before {before}, for example with "
+        "dask_ml.impute.SimpleImputer or dropna()."
+    )
 
 
 def check_kind(name: str, value: Any) -> None:

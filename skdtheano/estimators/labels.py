@@ -1,20 +1,15 @@
-"""How targets are read, checked and encoded: class labels, or numbers."""
+"""Class labels: how they are looked at, checked and encoded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils.multiclass import type_of_target
 
-from skdtheano.runtime.inspection import (
-    Report,
-    inspect_labels,
-    inspect_numbers,
-    to_array,
-    to_numbers,
-)
+from skdtheano.estimators.reading import check_columns_of_y, warn_of_a_column
+from skdtheano.runtime.inspection import Report, dense, inspect_labels, to_array
 
 
 @dataclass(frozen=True)
@@ -47,12 +42,6 @@ def n_outputs_of(binarizer: LabelBinarizer) -> int:
     return len(binarizer.classes_)
 
 
-def dense(array: Any) -> np.ndarray:
-    """The array, of a sparse matrix too."""
-    full: np.ndarray = array.toarray() if scipy.sparse.issparse(array) else array
-    return full
-
-
 class LabelTargets:
     """Class labels of a dask fit.
 
@@ -71,6 +60,7 @@ class LabelTargets:
     inspect = staticmethod(inspect_labels)
 
     def learn(self, reports: list[Report]) -> tuple[int, LabelEncoder]:
+        warn_of_a_column(reports)
         labels = representative_labels(reports)
         if self.binarizer is None:
             self.binarizer = LabelBinarizer().fit(labels)
@@ -79,57 +69,38 @@ class LabelTargets:
         return n_outputs_of(self.binarizer), LabelEncoder(self.binarizer)
 
 
-@dataclass(frozen=True)
-class NumberEncoder:
-    """Encodes numeric targets as a float matrix of shape (n, n_outputs)."""
-
-    n_outputs: int
-
-    def __call__(self, block: Any) -> np.ndarray:
-        y = dense(to_numbers(block))
-        dtype = y.dtype if y.dtype == np.float32 else np.float64
-        return np.ascontiguousarray(y, dtype).reshape(-1, self.n_outputs)
-
-
-class NumberTargets:
-    """Numeric targets of a dask fit.
+class TrueLabels:
+    """Class labels that predictions are compared with.
 
     Parameters
     ----------
-    loss : {"squared_error", "poisson"}
-        Poisson targets must not be negative.
+    binarizer : LabelBinarizer
+        Of the fitted model.
     """
 
-    def __init__(self, loss: str) -> None:
-        self._loss = loss
+    def __init__(self, binarizer: LabelBinarizer) -> None:
+        self._binarizer = binarizer
 
-    inspect = staticmethod(inspect_numbers)
+    inspect = staticmethod(inspect_labels)
 
-    def learn(self, reports: list[Report]) -> tuple[int, NumberEncoder]:
-        for number, report in enumerate(reports):
-            if np.dtype(report.dtype).kind not in "fiub":
-                raise ValueError(
-                    f"Block {number} of y has the dtype {np.dtype(report.dtype)}, which is "
-                    "not a real number's. Convert it before fit, for example "
-                    "y.astype('float64')."
-                )
-        check_sign(self._loss, any(report.negative for report in reports))
-        columns = {report.n_columns or 1 for report in reports if report.n_rows}
-        if len(columns) != 1:
-            raise ValueError(
-                f"The blocks of y have different numbers of columns: {sorted(columns)}."
-            )
-        n_outputs = columns.pop()
-        return n_outputs, NumberEncoder(n_outputs)
+    def learn(self, reports: list[Report]) -> tuple[int, Callable[[Any], np.ndarray]]:
+        labels = representative_labels(reports)
+        known = self._binarizer.classes_
+        several = self._binarizer.y_type_.startswith("multilabel")
+        found = labels.shape[1] if labels.ndim == 2 else 1
+        check_columns_of_y(found, len(known) if several else 1)
+        if several:
+            return found, label_table
+        _union([labels, known])  # raises where no label could ever be equal to a class
+        return found, label_vector
 
 
-def check_sign(loss: str, some_negative: bool) -> None:
-    """Refuse negative targets where the loss is not defined for them."""
-    if loss == "poisson" and some_negative:
-        raise ValueError(
-            "Some values of y are negative, and loss='poisson' is defined for y >= 0 only. "
-            "Use loss='squared_error', or shift y."
-        )
+def label_vector(block: Any) -> np.ndarray:
+    return dense(to_array(block)).ravel()
+
+
+def label_table(block: Any) -> np.ndarray:
+    return dense(to_array(block))
 
 
 def representative_labels(reports: list[Report]) -> np.ndarray:
