@@ -2,7 +2,7 @@
 
     python benchmarks/exchange.py
 
-Prints milliseconds per sum, median over rounds, by number of workers and bytes.
+Prints milliseconds per sum, median over the sums of a round, by workers and bytes.
 """
 
 import statistics

@@ -3,7 +3,7 @@
 #   environment.sh pytensor|theano|lowest PYTHON
 set -euo pipefail
 lane=$1
-python=$2
+python=${2:?"no Python was given. Theano 1.0.5 needs Python 3.11: make PYTHON_THEANO=/path/to/python3.11"}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 cd "$(dirname "$0")/.."
 case $lane in

@@ -114,8 +114,8 @@ switch = _tensor.switch
 tanh = _tensor.tanh
 vector = _tensor.vector
 
-# FAST_COMPILE compiles the MLP's gradient in 0.1 to 0.3 s and runs a step of 64-100-10 at
-# batch 200 in 1.0 ms; numba's kernels run it in 0.4 ms after 19 s of compilation.
+# FAST_COMPILE compiles an MLP's gradient at once; numba's kernels run it faster, after some
+# 20 s of compilation. docs/design.md has the figures.
 DEFAULT_MODE = "FAST_COMPILE"
 
 # Neither engine's compiler may run in two threads at once (aesara#1006, pymc#7819).

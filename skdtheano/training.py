@@ -152,7 +152,14 @@ def _judge_score(
 ) -> None:
     assert progress.validation_scores is not None
     assert progress.best_validation_score is not None
-    score = score_of(runtime.validation_sums())
+    sums = runtime.validation_sums()
+    if sums.weight == 0:
+        raise ValueError(
+            "Sample weights must contain at least one non-zero number, and those of the "
+            f"{sums.n_rows} rows that early_stopping held out sum to 0. Drop rows of weight 0 "
+            "before fit, or use a larger validation_fraction."
+        )
+    score = score_of(sums)
     progress.validation_scores.append(score)
     if schedule.verbose:
         print(f"Validation score: {score:f}", flush=True)

@@ -16,7 +16,11 @@ MAY_IMPORT = {
     "skdtheano.engine": (),
     "skdtheano.graphs": ("skdtheano.engine",),
     # Symbols end where data begins: of the runtime, only `program` compiles graphs.
-    "skdtheano.runtime.program": ("skdtheano.engine", "skdtheano.graphs"),
+    "skdtheano.runtime.program": (
+        "skdtheano.engine",
+        "skdtheano.graphs",
+        "skdtheano.runtime.blocks",
+    ),
     # An optimizer's numbers travel with the steps; its graph stays in `program`.
     "skdtheano.runtime.steps": ("skdtheano.graphs.optimizers", "skdtheano.runtime"),
     "skdtheano.runtime": ("skdtheano.runtime",),

@@ -569,6 +569,56 @@ def test_an_unseen_label_in_partial_fit_is_refused(make: Callable[[Any], Any]) -
         ours.partial_fit(rows, make(wrong))
 
 
+MULTILABEL = "The object was not fitted with multilabel input."
+
+
+@pytest.mark.parametrize("make", [np.asarray, blocks], ids=["numpy", "dask"])
+@pytest.mark.parametrize("again", ["partial_fit", "warm_start"])
+def test_an_indicator_matrix_is_refused_by_a_model_of_plain_classes(
+    again: str, make: Callable[[Any], Any]
+) -> None:
+    """Though its columns are as many as the classes were."""
+    y = LABELS % 3
+    indicators = np.eye(3, dtype=int)[y]
+    warm = again == "warm_start"
+    method = "fit" if warm else "partial_fit"
+    theirs = MLPClassifier(**SETTINGS, warm_start=warm).fit(X, y)
+    assert re.search(theirs_says(theirs, X, indicators, method=method), MULTILABEL)
+    ours = classifier(warm_start=warm).fit(X, y)
+    with refused(ValueError, re.escape(MULTILABEL[:-1]), "classes_.*3 columns"):
+        getattr(ours, method)(make(X), make(indicators))
+
+
+def test_a_first_partial_fit_that_fails_leaves_no_classes_behind() -> None:
+    ours = classifier()
+    with pytest.raises(ValueError, match="NaN"):
+        ours.partial_fit(X * np.nan, LABELS, classes=np.unique(LABELS))
+    assert not hasattr(ours, "classes_")
+    more = np.append(np.unique(LABELS), 99)
+    assert list(ours.partial_fit(X, LABELS, classes=more).classes_) == list(more)
+
+
+@pytest.mark.parametrize("make", [np.asarray, blocks], ids=["numpy", "dask"])
+@pytest.mark.parametrize("task", ["classes", "numbers"])
+def test_held_out_rows_without_weight_are_refused(
+    task: str, make: Callable[[Any], Any]
+) -> None:
+    y = LABELS % 2 if task == "classes" else NUMBERS
+    weight = np.zeros(N_ROWS)
+    weight[0] = 1  # a row that this seed trains on
+    make_estimator = classifier if task == "classes" else regressor
+    ours = make_estimator(early_stopping=True, batch_size=N_ROWS - 9)
+    says = "at least one non-zero number", "9 rows that early_stopping held out"
+    with refused(ValueError, *says):
+        ours.fit(make(X), make(y), make(weight))
+
+
+def test_block_orders_keep_rows_to_train_on() -> None:
+    few = {"shuffle": "blocks", "early_stopping": True, "validation_fraction": 0.95}
+    with refused(ValueError, "n_samples=10 and validation_fraction=0.95", "train set will be"):
+        classifier(**few).fit(X[:10], LABELS[:10])
+
+
 def test_the_first_partial_fit_asks_for_the_classes() -> None:
     says = theirs_says(MLPClassifier(**SETTINGS), X, LABELS, method="partial_fit")
     with refused(ValueError, says, "classes"):

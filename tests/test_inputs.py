@@ -523,6 +523,49 @@ def test_early_stopping_on_dask_holds_out_the_same_rows(task: str, client: Clien
     assert_same_fit(ours, theirs)
 
 
+def test_flags_beside_numbers_are_read() -> None:
+    """pandas itself would make objects of such a table."""
+    X, y = data("binary")
+    frame = pd.DataFrame(X, columns=list("abcdef")).assign(f=X[:, 5] > 0, e=X[:, 4] > 0)
+    ours, theirs = pair("binary")
+    ours.fit(dd.from_pandas(frame, npartitions=3), blocks(y))
+    assert_same_fit(ours, theirs.fit(frame, y))
+    assert_allclose(
+        ours.score(dd.from_pandas(frame, npartitions=3), y), theirs.score(frame, y)
+    )
+
+
+def test_arrow_columns_are_read() -> None:
+    X, y = data("binary")
+    frame = pd.DataFrame(X, columns=list("abcdef")).astype("double[pyarrow]")
+    ours, theirs = pair("binary")
+    ours.fit(dd.from_pandas(frame, npartitions=3), blocks(y))
+    assert_same_fit(ours, theirs.fit(X, y))
+
+
+def test_sparse_blocks_beside_dense_ones_are_read() -> None:
+    X, y = data("binary")
+    parts = [
+        da.from_array(X[:40], chunks=(40, -1)),
+        da.from_array(X[40:], chunks=(50, -1)).map_blocks(scipy.sparse.csr_array),
+    ]
+    ours, theirs = pair("binary")
+    ours.fit(da.concatenate(parts), blocks(y))
+    assert_same_fit(ours, theirs.fit(X, y))
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["numpy", "dask"])
+def test_validation_scores_are_of_the_targets_as_given(lazy: bool) -> None:
+    """float32 rows do not round a large float64 y before it is scored."""
+    X, _ = data("regression")
+    X = X.astype(np.float32)
+    y = 1.6e9 + np.random.RandomState(0).uniform(0, 10, N_ROWS)
+    ours, theirs = pair("regression", early_stopping=True)
+    ours.fit(blocks(X), blocks(y)) if lazy else ours.fit(X, y)
+    theirs.fit(X, y)
+    assert_allclose(ours.validation_scores_, theirs.validation_scores_, rtol=1e-4)
+
+
 @pytest.mark.parametrize("lazy", [False, True], ids=["numpy", "dask"])
 def test_a_single_class_is_always_right_in_early_stopping(lazy: bool) -> None:
     X, _ = data("binary")

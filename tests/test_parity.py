@@ -122,11 +122,15 @@ def test_a_fit_that_fails_leaves_the_model_as_it_was() -> None:
     reg = DistributedMLPRegressor(hidden_layer_sizes=(5,), max_iter=3, random_state=0).fit(
         X, y
     )
-    before = reg.predict(X)
-    with pytest.raises(ValueError, match="sum of sample_weight"):
-        reg.fit(X, y, sample_weight=-np.ones(len(y)))
-    assert_allclose(reg.predict(X), before)
-    assert len(reg.loss_curve_) == 3
+    before = dict(vars(reg))
+    weight = np.ones(len(y))
+    weight[:50] = 0
+    reg.set_params(batch_size=10, shuffle=False, hidden_layer_sizes=(6,))
+    with pytest.raises(ValueError, match="minibatch 1 of epoch 1 sums to 0"):
+        reg.fit(X, y, sample_weight=weight)  # after new parameters were drawn
+    for name, value in before.items():
+        if name.endswith("_"):
+            assert getattr(reg, name) is value, name
 
 
 def test_sizes_of_layers_that_are_no_whole_numbers_are_refused() -> None:

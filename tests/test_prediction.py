@@ -394,6 +394,21 @@ def test_a_score_of_one_value_of_y_is_scikit_learns(
     assert_allclose(ours.score(blocks(X), blocks(constant)), theirs.score(X, constant))
 
 
+def test_relu_keeps_nan() -> None:
+    """A row that overflows predicts NaN, as scikit-learn's does, and no finite number."""
+    ours, theirs = fitted("regression")
+    X = np.where(data("regression")[0] > 0, 1.7e308, -1.7e308)
+    coefs = [4 * coef for coef in theirs.coefs_]
+    predicted = []
+    for estimator in (ours, theirs):
+        scaled = pickle.loads(pickle.dumps(estimator))
+        scaled.coefs_ = coefs
+        with np.errstate(all="ignore"):
+            predicted.append(scaled.predict(X))
+    assert np.isnan(predicted[1]).any()
+    assert_array_equal(predicted[0], predicted[1])
+
+
 @place
 def test_a_score_of_one_row_is_nan_with_a_warning(
     on_cluster: bool, request: pytest.FixtureRequest

@@ -1,8 +1,10 @@
 """What a distributed fit does to its cluster, and what it survives."""
 
+import asyncio
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +21,17 @@ import pytest
 from cases import Case, data, expected
 from dask.sizeof import sizeof
 from distributed import Client, LocalCluster, SchedulerPlugin, get_client, worker_client
+from distributed.core import Status
 from numpy.testing import assert_allclose
 from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier
 
 from skdtheano import DistributedMLPClassifier
 from skdtheano.engine import compilations
+from skdtheano.estimators.numeric_targets import NumberEncoder
+from skdtheano.runtime.placing import make_block
 from skdtheano.runtime.rounds import ClusterRuntime
+from skdtheano.runtime.sites import ClusterSite
 
 pytestmark = [
     pytest.mark.cluster,
@@ -103,12 +109,16 @@ def started_tasks(cluster: LocalCluster, fit: Callable[[], Any]) -> list[str]:
 class EveryTask(SchedulerPlugin):
     name = "every-task"
 
-    def __init__(self) -> None:
+    def __init__(self, scheduler: Any = None) -> None:
+        self.scheduler = scheduler
         self.started: list[str] = []
+        self.most_at_once = 0
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         if finish == "processing":
             self.started.append(str(key))
+        if self.scheduler is not None:
+            self.most_at_once = max(self.most_at_once, len(self.scheduler.tasks))
 
 
 @pytest.mark.parametrize("early_stopping", [False, True])
@@ -159,6 +169,18 @@ def test_fit_gathers_no_rows(client: Client, monkeypatch: pytest.MonkeyPatch) ->
     # 32 MB of rows. Received: reports, losses, the model, and a bit per row for the
     # stratified split.
     assert sum(received) < n_rows / 8 + 60_000
+    # And rows would have been seen: a block weighs what it holds.
+    block = client.submit(
+        make_block,
+        np.ones((1_000, 20)),
+        np.ones(1_000),
+        None,
+        "float64",
+        False,
+        NumberEncoder(1),
+    )
+    client.gather([block])
+    assert received[-1] > 1_000 * 20 * 8
 
 
 def test_each_worker_compiles_each_graph_once(clusters: Any, client: Client) -> None:
@@ -252,6 +274,125 @@ def test_a_fit_in_a_task_that_has_given_its_slot_back_finishes(
 
     curve = client_of(1).submit(fit_in_task, pure=False).result(timeout=120)
     assert_allclose(curve, expected(MULTICLASS).loss_curve_, rtol=1e-7)
+
+
+def test_a_round_of_one_worker_ends_with_its_caller(
+    clusters: Callable[[int], LocalCluster], client_of: Callable[[int], Client]
+) -> None:
+    """Its task looks whether it is wanted at each minibatch, though it waits for nobody."""
+    client = client_of(1)
+    X = da.random.RandomState(0).normal(size=(40_000, 3), chunks=(20_000, 3))
+    y = (X[:, 0] > 0).astype(int)
+    main = threading.main_thread().ident
+    assert main is not None
+    clf = DistributedMLPClassifier((3,), batch_size=2, max_iter=50, tol=0, random_state=0)
+    plugin = OnTask(
+        clusters(1), "skdtheano-epoch-1-", lambda _: signal.pthread_kill(main, signal.SIGINT)
+    )
+    try:
+        with pytest.warns(UserWarning, match="Training interrupted by user"):
+            clf.fit(X, y)
+    finally:
+        clusters(1).scheduler.remove_plugin(plugin.name)
+    assert plugin.called
+
+    async def wait_for_the_end(dask_worker: Any) -> bool:
+        rounds = dask_worker.plugins["skdtheano-exchange"]._open
+        for _ in range(50):
+            if not rounds:
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    # The 20,000 steps of an epoch take longer than this.
+    assert client.run(wait_for_the_end) == dict.fromkeys(client.nthreads(), True)
+
+
+def test_rounds_since_the_best_one_do_not_pile_up_on_the_scheduler(
+    clusters: Callable[[int], LocalCluster], client: Client
+) -> None:
+    X, y = data("multiclass")
+    largest = {}
+    for epochs in (3, 25):
+        plugin = EveryTask(clusters(2).scheduler)
+        clusters(2).scheduler.add_plugin(plugin)
+        clf = DistributedMLPClassifier(
+            (3,), early_stopping=True, learning_rate_init=1e-9, max_iter=epochs, random_state=0
+        )
+        clf.set_params(n_iter_no_change=100).fit(*chunked(X, y))
+        clusters(2).scheduler.remove_plugin(plugin.name)
+        assert clf.n_iter_ == epochs
+        largest[epochs] = plugin.most_at_once
+    assert largest[25] <= largest[3] + 4
+
+
+def test_a_worker_lost_between_a_round_and_its_report_changes_nothing(
+    own_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = data("binary")
+    case = Case("adam", "tanh", "binary", weighted=False, early_stopping=True)
+    with Client(own_cluster) as client:
+        pids = client.run(os.getpid)
+        gather = client.gather
+        killed: list[str] = []
+
+        def kill_then_gather(futures: Any, *args: Any, **kwargs: Any) -> Any:
+            keys = [str(future.key) for future in futures]
+            if not killed and any("epoch-3-" in key and key.endswith("loss") for key in keys):
+                [holder] = client.who_has(futures)[keys[0]]
+                os.kill(pids[holder], signal.SIGKILL)
+                killed.append(holder)
+                while holder in client.scheduler_info(n_workers=-1)["workers"]:
+                    time.sleep(0.01)
+            return gather(futures, *args, **kwargs)
+
+        monkeypatch.setattr(client, "gather", kill_then_gather)
+        ours = case.ours(max_iter=6, client=client).fit(*chunked(X, y))
+        assert killed
+    theirs = case.theirs().set_params(max_iter=6).fit(X, y)
+    assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-9)
+
+
+def test_a_worker_that_is_paused_in_mid_round_loses_no_fit(
+    own_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause, by nearly full memory, stops no task that runs already."""
+    looks: list[list[str]] = []
+    look = ClusterSite.stuck_workers
+
+    def recorded(self: ClusterSite, *args: Any) -> list[str]:
+        looks.append(look(self, *args))
+        return looks[-1]
+
+    monkeypatch.setattr(ClusterSite, "stuck_workers", recorded)
+    monkeypatch.setattr(ClusterSite.__init__, "__defaults__", (0.2,))
+    X = da.random.RandomState(0).normal(size=(12_000, 3), chunks=(3_000, 3))
+    y = (X[:, 0] > 0).astype(int)
+    clf = DistributedMLPClassifier((3,), batch_size=10, max_iter=2, tol=0, random_state=0)
+
+    def pause_once_begun(address: str) -> None:
+        def pause(dask_worker: Any) -> None:
+            rounds = dask_worker.plugins["skdtheano-exchange"]._open
+
+            async def when_begun() -> None:
+                while not rounds:
+                    await asyncio.sleep(0.01)
+                dask_worker.status = Status.paused
+
+            dask_worker.loop.add_callback(when_begun)
+
+        with Client(own_cluster, set_as_default=False) as other:
+            other.run(pause, workers=[address])
+
+    plugin = OnTask(
+        own_cluster,
+        "skdtheano-epoch-2-",
+        lambda address: Thread(target=pause_once_begun, args=[address]).start(),
+    )
+    with Client(own_cluster):
+        clf.fit(X, y)
+    assert plugin.called and clf.n_iter_ == 2
+    assert looks and not any(looks)
 
 
 @pytest.mark.parametrize("frames", [False, True], ids=["arrays", "frames"])

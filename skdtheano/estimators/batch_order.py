@@ -8,11 +8,11 @@ from sklearn.model_selection import train_test_split
 
 from skdtheano.estimators.training_data import TrainingData
 from skdtheano.notices import warn_user
-from skdtheano.runtime.local import HeldOut
 from skdtheano.runtime.order import (
     MAX_GLOBAL_ROWS,
     BlockOrder,
     GlobalOrder,
+    HeldOut,
     Order,
     RowMap,
     held_out_counts,
@@ -70,6 +70,11 @@ def _block_order(
     n_held_out = sum(held_out_counts(lengths, fraction))
     if estimator.early_stopping:
         _check_held_out(n_held_out)
+        if n_held_out == data.n_rows:
+            raise ValueError(
+                f"With n_samples={data.n_rows} and validation_fraction={fraction:g}, the "
+                "resulting train set will be empty. Use a smaller validation_fraction."
+            )
     batch_size = _batch_rows(estimator, data.n_rows - n_held_out)
     seed = int(rng.randint(2**31 - 1))
     order = BlockOrder(lengths, batch_size, seed, held_out=fraction)

@@ -243,10 +243,13 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
         -------
         self : object
         """
-        if _check_partial_fit_first_call(self, classes):
-            known = indicator_classes(y)
-            self._label_binarizer = LabelBinarizer().fit(classes if known is None else known)
-        return self._fit(X, y, sample_weight, going_on=True)
+        with self._unchanged_by_failure():
+            if _check_partial_fit_first_call(self, classes):
+                known = indicator_classes(y)
+                self._label_binarizer = LabelBinarizer().fit(
+                    classes if known is None else known
+                )
+            return self._fit(X, y, sample_weight, going_on=True)
 
     def predict(self, X):
         """Predict class labels.
@@ -362,7 +365,8 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
             self._label_binarizer = LabelBinarizer().fit(y)
             self.classes_ = self._label_binarizer.classes_
         else:
-            check_known(unique_labels(y), known, exact=bool(self.warm_start))
+            labels = y if type_of_target(y).startswith("multilabel") else unique_labels(y)
+            check_known(labels, known, exact=bool(self.warm_start))
         return X, y, n_outputs_of(self._label_binarizer), LabelEncoder(self._label_binarizer)
 
     def _output(self) -> tuple[str, str]:

@@ -158,6 +158,12 @@ def check_known(labels: np.ndarray, binarizer: LabelBinarizer, exact: bool) -> N
     """
     known = binarizer.classes_
     if type_of_target(labels).startswith("multilabel"):
+        if not binarizer.y_type_.startswith("multilabel"):
+            raise ValueError(
+                "The object was not fitted with multilabel input: `self.classes_` has "
+                f"{known}, and `y` has {labels.shape[1]} columns. Give one column of classes, "
+                "or fit a new estimator."
+            )
         labels = np.arange(labels.shape[1])
     if exact and set(labels) != set(known):
         raise ValueError(

@@ -3,6 +3,8 @@
 import copy
 import operator
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
@@ -19,8 +21,9 @@ from skdtheano.estimators.reading import Targets, is_distributed
 from skdtheano.estimators.training_data import TrainingData, data_at_site, data_in_memory
 from skdtheano.graphs.network import Network
 from skdtheano.graphs.optimizers import SGD, Adam, Optimizer
-from skdtheano.runtime.local import HeldOut, LocalRuntime
+from skdtheano.runtime.local import LocalRuntime
 from skdtheano.runtime.model import Model
+from skdtheano.runtime.order import HeldOut
 from skdtheano.runtime.parameters import Layout, TrainState
 from skdtheano.runtime.program import ProgramSpec
 from skdtheano.runtime.rounds import ClusterRuntime
@@ -159,7 +162,9 @@ class DistributedPerceptron(BaseEstimator, ABC):
                 (n_samples, n_outputs)
             The targets, in the order of the rows; its chunks need not be those of X.
         sample_weight : array-like, dask Array or Series of shape (n_samples,), default=None
-            Row weights. A row of weight 2 counts as two rows, one of weight 0 as none.
+            Row weights. In the sums of losses and gradients, and in scores, a row of
+            weight 2 counts as two rows and one of weight 0 as none; a minibatch has
+            `batch_size` rows whatever their weights.
 
         Returns
         -------
@@ -181,16 +186,20 @@ class DistributedPerceptron(BaseEstimator, ABC):
         anew = not hasattr(self, "coefs_") or not (self.warm_start or going_on)
         self._check_parameters(going_on)
         site = self._site(X, y, sample_weight)
+        with self._unchanged_by_failure(), outside_the_slots():
+            self._train(X, y, sample_weight, site, anew, going_on)
+        return self
+
+    @contextmanager
+    def _unchanged_by_failure(self) -> Iterator[None]:
+        """A fit that fails, after hours on a cluster say, leaves the model as it was."""
         before = dict(vars(self))
         try:
-            with outside_the_slots():
-                self._train(X, y, sample_weight, site, anew, going_on)
+            yield
         except BaseException:
-            # A fit that fails, after hours on a cluster say, leaves the model as it was.
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
-        return self
 
     def _train(
         self, X: Any, y: Any, sample_weight: Any, site: Site, anew: bool, going_on: bool

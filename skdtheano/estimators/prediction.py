@@ -22,7 +22,6 @@ from skdtheano.runtime.program import Program, ProgramSpec
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.sites import ClusterSite, outside_the_slots, resolve_client
 from skdtheano.runtime.tables import bad_value_message, length_message
-from skdtheano.runtime.tasks import add_up
 
 #: Attributes of a fitted estimator that prediction does not read.
 _UNUSED = ("_optimizer", "feature_names_in_", "loss_curve_", "validation_scores_")
@@ -155,7 +154,7 @@ def score_collections(
         site = ClusterSite(client)
         data = read_aligned(estimator, X, y, sample_weight, targets, site, reset=False)
         [predictor] = site.put([slim(estimator)])
-        parts = [
+        parts = (
             site.submit(
                 _score_block,
                 predictor,
@@ -166,9 +165,8 @@ def score_collections(
             )
             for b, length in enumerate(data.rows.lengths)
             if length
-        ]
-        [sums] = site.get([site.submit(add_up, parts)])
-        return finish(sums)
+        )
+        return finish(site.total(parts))
 
 
 def _score_here(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from dask.base import is_dask_collection
 from distributed import Future
+from pandas.api.types import is_complex_dtype, is_numeric_dtype
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import check_array
 from sklearn.utils.validation import (
@@ -180,6 +181,11 @@ def check_columns(estimator: Any, X: Any, reset: bool) -> None:
             f"{type(X).__name__}. Reshape your data, for example X.reshape(-1, 1) for one "
             "column or X.to_frame() for a Series."
         )
+    if np.isnan(X.shape[1]):
+        raise ValueError(
+            f"X has an unknown number of columns, shape {X.shape}. Call "
+            "X.compute_chunk_sizes() first."
+        )
     if X.shape[1] == 0:
         raise ValueError(
             "Found array with 0 feature(s): X has no columns, and at least one is needed."
@@ -194,9 +200,8 @@ def check_columns(estimator: Any, X: Any, reset: bool) -> None:
         odd = {
             str(name): str(dtype)
             for name, dtype in dtypes.items()
-            if not isinstance(dtype, np.dtype) or dtype.kind not in "fiub"
+            if not is_numeric_dtype(dtype) or is_complex_dtype(dtype)
         }
-        odd = {name: kind for name, kind in odd.items() if not _is_nullable_number(kind)}
         if odd:
             raise ValueError(
                 f"X has columns that are not numbers: {odd}. Encode or drop them before fit, "
@@ -217,10 +222,6 @@ def check_columns(estimator: Any, X: Any, reset: bool) -> None:
             )
         _check_feature_names(estimator, np.empty((0, 0)), reset=reset)
         _check_n_features(estimator, np.empty((0, X.shape[1])), reset=reset)
-
-
-def _is_nullable_number(kind: str) -> bool:
-    return kind.lower().rstrip("0123456789") in ("int", "uint", "float", "boolean")
 
 
 def check_rows(estimator: Any, rows: Table) -> None:

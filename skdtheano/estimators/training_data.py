@@ -108,10 +108,10 @@ def data_at_site(
     aligned = read_aligned(estimator, X, y, sample_weight, targets, site, reset)
     rows = aligned.rows
     dtype = row_dtype(rows.reports)
+    sparse = any(report.sparse for report in rows.reports)
     handles, kept = place_blocks(
-        rows, aligned.truth, aligned.weights, site, dtype, aligned.encode
+        rows, aligned.truth, aligned.weights, site, dtype, sparse, aligned.encode
     )
     n_features = rows.reports[0].n_columns
     assert n_features is not None
-    sparse = any(report.sparse for report in rows.reports)
     return TrainingData(site, handles, kept, n_features, aligned.n_outputs, dtype, sparse)

@@ -13,7 +13,8 @@ def _identity(z: Variable) -> Variable:
 
 def _relu(z: Variable) -> Variable:
     # maximum(z, 0) has the derivative 1 at z = 0; scikit-learn's is 0 there, as switch's.
-    return engine.switch(z > 0, z, 0)
+    # And z <= 0 is false for NaN, which must not become 0.
+    return engine.switch(z <= 0, 0, z)
 
 
 def _softmax(z: Variable) -> Variable:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from skdtheano.runtime.program import Rows
+Rows = Any  # ndarray or csr_array; scipy.sparse has no types
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,19 @@ class Block:
     targets: np.ndarray
     weights: np.ndarray | None
 
+    def __post_init__(self) -> None:
+        if len(self.targets) != len(self):
+            raise ValueError(f"{len(self)} rows have {len(self.targets)} targets.")
+
     def __len__(self) -> int:
         return int(self.rows.shape[0])
+
+    def __sizeof__(self) -> int:
+        # dask weighs by this what a worker holds, spills and moves.
+        arrays = [self.rows, self.targets, self.weights]
+        if scipy.sparse.issparse(self.rows):
+            arrays += [self.rows.data, self.rows.indices, self.rows.indptr]
+        return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
 @dataclass(frozen=True)
@@ -59,8 +71,9 @@ class RowBlocks:
         self.dtype = np.dtype(dtype)
         self.starts = np.cumsum([0, *(len(block) for block in self.blocks)])
 
-    def __len__(self) -> int:
-        return int(self.starts[-1])
+    def with_targets_of(self, dtype: str) -> "RowBlocks":
+        """The same rows, with targets and weights in another dtype."""
+        return RowBlocks(self.blocks, self.n_outputs, dtype)
 
     def gather(self, rows: np.ndarray) -> Batch:
         """Rows by number, in the order given."""
@@ -83,7 +96,7 @@ class RowBlocks:
         )
 
     def pieces(self, rows: np.ndarray | None, max_rows: int) -> Iterator[Batch]:
-        """All rows, or those numbered in ascending order, in pieces of at most `max_rows`."""
+        """All rows, or some by number, in pieces of at most `max_rows`."""
         if rows is not None:
             for start in range(0, len(rows), max_rows):
                 yield self.gather(rows[start : start + max_rows])

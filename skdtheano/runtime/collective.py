@@ -1,6 +1,6 @@
 """The exchange of sums between the processes of one round.
 
-A collective is a rank, a number of ranks and one verb, ``sum``. `Solo` is the collective
+A collective has one verb, ``sum``. `Solo` is the collective
 of one process; `Peers` talks from dask worker to dask worker over dask's own comms, and
 so over TLS where the cluster uses it, on no port of its own.
 """
@@ -28,9 +28,6 @@ _WATCH_SECONDS = 0.5
 class Collective(Protocol):
     """The processes that train one model together."""
 
-    rank: int
-    n_ranks: int
-
     def sum(
         self, scalars: tuple[float, ...], vector: np.ndarray
     ) -> tuple[tuple[float, ...], np.ndarray]:
@@ -43,9 +40,6 @@ class Collective(Protocol):
 
 class Solo:
     """One process: every sum is what it was given."""
-
-    rank = 0
-    n_ranks = 1
 
     def sum(
         self, scalars: tuple[float, ...], vector: np.ndarray
@@ -119,6 +113,7 @@ class Peers:
     ) -> tuple[tuple[float, ...], np.ndarray]:
         n = self.n_ranks
         if n == 1:
+            self._check_on()
             return scalars, vector
         saved = vector.nbytes * (n - 1) * (n - 2) // n
         if saved <= _SLICES_PAY_BYTES:
@@ -136,8 +131,7 @@ class Peers:
 
     def _exchange(self, outgoing: dict[int, Part]) -> dict[int, Part]:
         """Send each rank its part, and wait for the parts of all."""
-        self._mailbox.check()
-        self._check_wanted()
+        self._check_on()
         step, self._step = self._step, self._step + 1
         if outgoing:
             self._call_loop(self._send(step, outgoing))
@@ -166,13 +160,23 @@ class Peers:
                 if pong.done() and pong.exception() is None:
                     del pings[rank]
                     silent_since = now
-                elif rank in missing and (pong.done() or now - since > self._deadline):
+                elif rank in missing and pong.done():
+                    raise PeerLost(
+                        f"worker {self._addresses[rank]} cannot be reached "
+                        f"({pong.exception()!r})"
+                    )
+                elif rank in missing and now - since > self._deadline:
                     pong.cancel()
                     raise PeerLost(
                         f"worker {self._addresses[rank]} has sent nothing and answered no "
                         f"ping for {self._deadline:g} s"
                     )
         return received
+
+    def _check_on(self) -> None:
+        """Raise if the round has failed elsewhere, or nobody wants it any more."""
+        self._mailbox.check()
+        self._check_wanted()
 
     def _check_wanted(self) -> None:
         task = self._worker.state.tasks.get(self._task_key)

@@ -65,6 +65,9 @@ def to_numbers(block: Any) -> Any:
         frame = block.to_frame() if isinstance(block, pd.Series) else block
         if any(not isinstance(dtype, np.dtype) for dtype in frame.dtypes):
             return block.to_numpy(dtype=np.float64, na_value=np.nan)
+        if all(dtype.kind in "fiub" for dtype in frame.dtypes):
+            # pandas itself makes objects of bools beside floats.
+            return block.to_numpy(dtype=np.result_type(*frame.dtypes))
     array = to_array(block)
     if isinstance(array, np.ndarray) and array.dtype == object and pd.isna(array).any():
         # A nullable column that dask has turned into an array before.

@@ -1,19 +1,15 @@
 """Training in this process: one rank, no dask."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from skdtheano.runtime.blocks import Block
 from skdtheano.runtime.collective import Solo
 from skdtheano.runtime.model import Model
-from skdtheano.runtime.order import Epoch, RowMap
+from skdtheano.runtime.order import Epoch, HeldOut, RowMap
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.steps import LossSums, StepSettings, loss_sums, run_epoch, score_sums
-
-HeldOut = Callable[[RowMap], list[np.ndarray]]
 
 
 class LocalRuntime:

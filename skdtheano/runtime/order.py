@@ -5,10 +5,11 @@ global order is scikit-learn's own permutation; a block-wise order needs no arra
 as the table, and is a function of the lengths of the blocks as well.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 from sklearn.utils import shuffle as cumulative_shuffle
@@ -60,16 +61,28 @@ class RowMap:
     def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rank and local number of each global row number."""
         if len(self.lengths) == 1:
-            return np.full(len(rows), self.owners[0]), rows
+            return np.full(len(rows), self.owners[0], np.uint16), rows
         # side="right" passes over empty blocks, which start where the next one does.
         block = np.searchsorted(self.starts, rows, side="right") - 1
         local = rows - (self.starts - self.local_starts)[block]
-        return np.asarray(self.owners)[block], local
+        # 16 bits: NumPy sorts these by counting.
+        owners = np.asarray(self.owners, np.uint16 if self.n_ranks < 2**16 else np.int64)
+        return owners[block], local
+
+    @property
+    def number_dtype(self) -> type[np.integer[Any]]:
+        """Takes the number of any row, in 4 bytes if it can."""
+        return np.uint32 if self.n_rows < 2**32 else np.int64
 
     def split(self, rows: np.ndarray) -> list[np.ndarray]:
         """Local numbers of global rows, for each rank, in the order given."""
         ranks, local = self.locate(rows)
+        local = local.astype(self.number_dtype)
         return [local[ranks == rank] for rank in range(self.n_ranks)]
+
+
+#: From who holds which row to the local numbers of each rank's validation rows.
+HeldOut = Callable[[RowMap], list[np.ndarray]]
 
 
 class Batches(Protocol):
@@ -81,16 +94,33 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class ListedBatches:
-    """Batches as row numbers, made by the caller: 4 bytes a row."""
+    """Batches as row numbers, made by the caller: 4 bytes a row.
+
+    Attributes
+    ----------
+    rows : ndarray of int
+        Local numbers, batch after batch.
+    counts : ndarray of int
+        How many of each batch this rank holds.
+    batch_size, n_rows : int
+        Of the whole epoch; the last batch may be smaller.
+    """
 
     rows: np.ndarray
     counts: np.ndarray
-    sizes: np.ndarray
+    batch_size: int
+    n_rows: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes + self.counts.nbytes
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
-        stops = np.cumsum(self.counts)
-        for start, stop, size in zip(stops - self.counts, stops, self.sizes, strict=True):
-            yield self.rows[start:stop], int(size)
+        remaining, start = self.n_rows, 0
+        for count in self.counts.tolist():
+            yield self.rows[start : start + count], min(self.batch_size, remaining)
+            start += count
+            remaining -= self.batch_size
 
 
 class Epoch(Protocol):
@@ -117,15 +147,18 @@ class ListedEpoch:
     batch_size: int
 
     def shares(self, places: RowMap) -> list[Batches]:
+        n_rows, size = len(self.rows), self.batch_size
         ranks, local = places.locate(self.rows)
-        starts = np.arange(0, len(self.rows), self.batch_size)
-        sizes = np.diff(np.append(starts, len(self.rows)))
-        number = np.uint32 if places.n_rows < 2**32 else np.int64
+        local = local.astype(places.number_dtype)
+        # Stable, so that each rank's rows stay in the order of the batches.
+        by_rank = np.argsort(ranks, kind="stable")
+        cuts = np.searchsorted(ranks[by_rank], np.arange(places.n_ranks + 1))
         shares: list[Batches] = []
-        for rank in range(places.n_ranks):
-            held = np.flatnonzero(ranks == rank)
-            counts = np.bincount(held // self.batch_size, minlength=len(sizes))
-            shares.append(ListedBatches(local[held].astype(number), counts, sizes))
+        for start, stop in pairwise(cuts):
+            held = by_rank[start:stop]
+            counts = np.bincount(held // size, minlength=-(-n_rows // size))
+            counts = counts.astype(np.min_scalar_type(size))
+            shares.append(ListedBatches(local[held], counts, size, n_rows))
         return shares
 
 

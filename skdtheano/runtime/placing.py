@@ -20,12 +20,13 @@ def make_block(
     targets: Any,
     weights: Any,
     row_dtype: str,
+    sparse: bool,
     encode: Encode,
 ) -> Block:
     """A `Block` from the pieces of X, y and sample_weight that belong together."""
     table = to_numbers(rows)
-    if scipy.sparse.issparse(table):
-        table = table.astype(row_dtype, copy=False)
+    if sparse:  # blocks of one table are all of one kind
+        table = scipy.sparse.csr_array(table).astype(row_dtype, copy=False)
     else:
         table = np.ascontiguousarray(table, row_dtype)
     vector = None if weights is None else np.asarray(to_numbers(weights), np.float64).ravel()
@@ -38,6 +39,7 @@ def place_blocks(
     weights: Table | None,
     site: Site,
     row_dtype: str,
+    sparse: bool,
     encode: Encode,
 ) -> tuple[list[Handle], list[int]]:
     """Make a `Block` of each set of pieces with rows, and leave it at the site.
@@ -57,6 +59,7 @@ def place_blocks(
             targets.handles[b],
             None if weights is None else weights.handles[b],
             row_dtype,
+            sparse,
             encode,
             **pin,
         )

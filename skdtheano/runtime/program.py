@@ -18,8 +18,8 @@ from skdtheano import engine
 from skdtheano.graphs.losses import sums_graph
 from skdtheano.graphs.network import Network, network_graph
 from skdtheano.graphs.optimizers import update_graph
+from skdtheano.runtime.blocks import Rows
 
-Rows = Any  # ndarray or csr_array; scipy.sparse has no types
 Function = Callable[..., list[np.ndarray]]
 
 _MAX_KEYS = 64

@@ -9,24 +9,23 @@ that the last round left, on the workers that are there then.
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
 from distributed.scheduler import KilledWorker
 
-from skdtheano.runtime.local import HeldOut
 from skdtheano.runtime.mailbox import RoundAborted
 from skdtheano.runtime.model import Model
-from skdtheano.runtime.order import Epoch, ListedBatches, RowMap
+from skdtheano.runtime.order import Epoch, HeldOut, ListedBatches, RowMap
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.scores import ScoreSums
-from skdtheano.runtime.sites import ClusterSite, Handle
+from skdtheano.runtime.sites import Check, ClusterSite, Handle, ValueLost
 from skdtheano.runtime.steps import LossSums, StepSettings
 from skdtheano.runtime.tasks import (
     RoundResult,
     Seat,
-    add_up,
     evaluate_blocks,
     loss_of,
     score_blocks,
@@ -43,9 +42,6 @@ MAX_FAILURES = 3
 
 #: Arguments of more bytes go to their worker as data, not through the scheduler's graph.
 _SCATTER_BYTES = 2**20
-
-#: Sums that one task adds up.
-_FAN_IN = 8
 
 _MODEL_LOST = (
     "All workers that held the model were lost at once, and its last state with them. Fit "
@@ -94,7 +90,8 @@ class ClusterRuntime:
         self._deadline = deadline
         self._initial: RoundResult | None = RoundResult(state, 0.0)
         self._copies: list[Handle] = self._site.put([self._initial])
-        self._best: list[Handle] = []
+        self._keeps = False  # whether the state of now is the best
+        self._sent_held_out: list[Any] | None = None
         self._group()
 
     def run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
@@ -114,7 +111,7 @@ class ClusterRuntime:
         while True:
             try:
                 return attempt()
-            except RoundFailed as failure:
+            except (RoundFailed, ValueLost) as failure:
                 causes.append(str(failure))
                 if len(causes) == MAX_FAILURES:
                     raise RuntimeError(
@@ -139,6 +136,7 @@ class ClusterRuntime:
                         self._copy_for(rank),
                         self._sent(batches, worker),
                         settings,
+                        self._keeps,
                         Seat(round_id, rank, self._workers, self._deadline),
                         key=f"{round_id}-{rank}",
                         workers=[worker],
@@ -157,12 +155,13 @@ class ClusterRuntime:
             with suppress(Exception):
                 self._site.client.cancel(tasks, force=True)
             raise
-        self._copies, self._initial = tasks, None
+        self._copies, self._initial, self._keeps = tasks, None, False
         return float(loss)
 
-    def _check(self, tasks: Sequence[Handle]) -> Callable[[list[str]], None]:
+    def _check(self, tasks: Sequence[Handle]) -> Check:
         """What to look at while waiting for tasks of the workers that hold rows."""
-        began = time.monotonic()
+        began, patience = time.monotonic(), self._site.patience / 2
+        stuck_since: dict[str, float] = {}
 
         def check(workers: list[str]) -> None:
             lost = sorted(set(self._workers) - set(workers))
@@ -171,8 +170,19 @@ class ClusterRuntime:
             if any(task.status == "error" for task in tasks):
                 # The others were told by their peer; those that cannot hear are cancelled.
                 self._raise_failures(tasks)
-            if time.monotonic() - began > self._site.patience:
-                self._site.check_paused(self._workers)
+            now = time.monotonic()
+            if now - began < patience:
+                return
+            stuck = self._site.stuck_workers(self._workers, tasks)
+            for worker in set(stuck_since) - set(stuck):
+                del stuck_since[worker]
+            for worker in stuck:
+                if now - stuck_since.setdefault(worker, now) > patience:
+                    raise RuntimeError(
+                        f"Worker {worker} has been paused for {patience:g} s: its memory is "
+                        "nearly full, and it starts no task. Give the workers more "
+                        "memory (memory_limit=), use more of them, or smaller blocks."
+                    )
 
         return check
 
@@ -192,6 +202,11 @@ class ClusterRuntime:
 
     def _validation_sums(self) -> ScoreSums:
         assert self._held_out is not None
+        if self._sent_held_out is None:  # once for all epochs, while the blocks stay
+            self._sent_held_out = [
+                self._sent(rows, worker)
+                for rows, worker in zip(self._held_out, self._workers, strict=True)
+            ]
         total: ScoreSums = self._total(
             self._site.submit(
                 score_blocks,
@@ -202,7 +217,7 @@ class ClusterRuntime:
                 workers=[self._workers[rank]],
                 allow_other_workers=True,
             )
-            for rank, rows in enumerate(self._held_out)
+            for rank, rows in enumerate(self._sent_held_out)
         )
         return total
 
@@ -225,7 +240,9 @@ class ClusterRuntime:
         return total
 
     def keep_best(self) -> None:
-        self._best = list(self._copies)
+        # The workers keep it, in the next round: futures of this one would keep all rounds
+        # since in the scheduler's memory.
+        self._keeps = True
 
     def state(self) -> TrainState:
         if self._initial is not None:
@@ -233,7 +250,8 @@ class ClusterRuntime:
         return self._fetch(self._copies).state
 
     def best(self) -> np.ndarray | None:
-        return self._fetch(self._best).state.theta if self._best else None
+        last = self._initial or self._fetch(self._copies)
+        return last.state.theta if self._keeps else last.best
 
     def _fetch(self, copies: Sequence[Handle]) -> RoundResult:
         """The first of some copies that a worker still holds."""
@@ -246,7 +264,7 @@ class ClusterRuntime:
                 if holder not in workers:
                     raise RoundFailed(f"lost worker {holder}")
 
-            with suppress(RoundFailed):
+            with suppress(RoundFailed, ValueLost):
                 [result] = self._site.get([copy], check)
                 assert isinstance(result, RoundResult)
                 return result
@@ -263,6 +281,8 @@ class ClusterRuntime:
         if broken:
             self._site.workers()  # says so if it is the client that is gone
             error = self._blocks[broken[0]].exception()
+            if error is not None and not isinstance(error, KilledWorker | CancelledError):
+                raise error  # what its own loading says
             raise RuntimeError(
                 f"Blocks {broken} of the training rows cannot be had any more: {error}. Rows "
                 "that were scattered, or that came from memory, are lost with their worker; "
@@ -276,6 +296,7 @@ class ClusterRuntime:
         self._places = RowMap(self._lengths, ranks, len(self._workers))
         draw = self._draw_held_out
         self._held_out = None if draw is None else draw(self._places)
+        self._sent_held_out = None
 
     def _keep_living_copies(self) -> None:
         """Keep the copies of the state that still lie on a worker.
@@ -304,8 +325,8 @@ class ClusterRuntime:
 
     def _sent(self, argument: Any, worker: str | None) -> Any:
         """An argument as it is or, where it is large, as data on a worker."""
-        rows = argument.rows if isinstance(argument, ListedBatches) else argument
-        if isinstance(rows, np.ndarray) and rows.nbytes > _SCATTER_BYTES:
+        is_large = isinstance(argument, np.ndarray | ListedBatches)
+        if is_large and argument.nbytes > _SCATTER_BYTES:
             try:
                 return self._site.client.scatter(
                     argument, hash=False, workers=None if worker is None else [worker]
@@ -315,12 +336,5 @@ class ClusterRuntime:
         return argument
 
     def _total(self, parts: Iterable[Handle]) -> Any:
-        level = list(parts)
-        check = self._check(level)
-        while len(level) > 1:
-            level = [
-                self._site.submit(add_up, level[i : i + _FAN_IN])
-                for i in range(0, len(level), _FAN_IN)
-            ]
-        [total] = self._site.get(level, check)
-        return total
+        tasks = list(parts)
+        return self._site.total(tasks, self._check(tasks))

@@ -3,14 +3,16 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import reduce
+from operator import add
 from typing import Any, Protocol
 
 from dask.base import compute, persist
 from dask.delayed import Delayed
-from distributed import Client, get_client, rejoin, secede, wait
+from distributed import Client, Worker, get_client, rejoin, secede, wait
 from distributed.threadpoolexecutor import thread_state
 
 from skdtheano.runtime.mailbox import ExchangePlugin
@@ -19,6 +21,21 @@ from skdtheano.runtime.mailbox import ExchangePlugin
 _POLL_SECONDS = 1.0
 
 Handle = Any
+
+#: Called with the workers' addresses about once a second; ends a wait by raising.
+Check = Callable[[list[str]], None]
+
+#: Values that one task adds up.
+_FAN_IN = 8
+
+
+class ValueLost(RuntimeError):
+    """A value cannot be had: its task was cancelled, or lost with its worker."""
+
+
+def add_up(parts: list[Any]) -> Any:
+    """Sum in the order given."""
+    return reduce(add, parts)
 
 
 class Site(Protocol):
@@ -36,10 +53,10 @@ class Site(Protocol):
     def submit(self, function: Callable[..., Any], *args: Any, **where: Any) -> Handle:
         """Call a function; handles among `args`, or in lists there, stand for blocks."""
 
-    def get(self, handles: Sequence[Handle]) -> list[Any]:
+    def get(self, handles: Sequence[Handle], check: Check | None = None) -> list[Any]:
         """Bring values into this process, waiting for them."""
 
-    def wait(self, handles: Sequence[Handle]) -> None:
+    def wait(self, handles: Sequence[Handle], check: Check | None = None) -> None:
         """Wait until every handle stands for a value or an error."""
 
     def n_workers(self) -> int:
@@ -66,10 +83,10 @@ class LocalSite:
     def submit(self, function: Callable[..., Any], *args: Any, **where: Any) -> Handle:
         return function(*args)
 
-    def get(self, handles: Sequence[Handle]) -> list[Any]:
+    def get(self, handles: Sequence[Handle], check: Check | None = None) -> list[Any]:
         return list(handles)
 
-    def wait(self, handles: Sequence[Handle]) -> None:
+    def wait(self, handles: Sequence[Handle], check: Check | None = None) -> None:
         """Nothing to wait for: `load` and `submit` have called already."""
 
     def n_workers(self) -> int:
@@ -111,18 +128,31 @@ class ClusterSite:
     def submit(self, function: Callable[..., Any], *args: Any, **where: Any) -> Handle:
         return self.client.submit(function, *args, pure=False, **where)
 
-    def get(
-        self, handles: Sequence[Handle], check: Callable[[list[str]], None] | None = None
-    ) -> list[Any]:
+    def get(self, handles: Sequence[Handle], check: Check | None = None) -> list[Any]:
         self.wait(handles, check)
         cancelled = [handle.key for handle in handles if handle.status == "cancelled"]
         if cancelled:
-            raise RuntimeError(
+            raise ValueLost(
                 f"{len(cancelled)} tasks were cancelled before they ended, the first of them "
                 f"{cancelled[0]!r}: the client was closed, or data that they needed was lost "
                 "with its worker and cannot be made again."
             )
-        return list(self.client.gather(list(handles)))
+        try:
+            return list(self.client.gather(list(handles)))
+        except (CancelledError, asyncio.CancelledError) as error:
+            # The worker went between the two lines above.
+            raise ValueLost(f"a result was lost with its worker ({error})") from error
+
+    def total(self, parts: Iterable[Handle], check: Check | None = None) -> Any:
+        """The sum of some values, added on the workers in the order given."""
+        level = list(parts)
+        while len(level) > 1:
+            level = [
+                self.submit(add_up, level[i : i + _FAN_IN])
+                for i in range(0, len(level), _FAN_IN)
+            ]
+        [total] = self.get(level, check)
+        return total
 
     def n_workers(self) -> int:
         return len(self.workers())
@@ -150,17 +180,13 @@ class ClusterSite:
             )
         return list(self.client.nthreads())
 
-    def wait(
-        self, handles: Sequence[Handle], check: Callable[[list[str]], None] | None = None
-    ) -> None:
+    def wait(self, handles: Sequence[Handle], check: Check | None = None) -> None:
         """Wait until every future has ended, well or not.
 
         Parameters
         ----------
         handles : sequence of Future
-        check : callable, optional
-            Called with the workers' addresses about once a second; ends the wait by
-            raising.
+        check : Check, optional
 
         Raises
         ------
@@ -186,21 +212,19 @@ class ClusterSite:
             if check is not None:
                 check(workers)
 
-    def check_paused(self, addresses: Sequence[str]) -> None:
-        """Refuse to wait for workers that start no task because their memory is full.
+    def stuck_workers(self, addresses: Sequence[str], tasks: Sequence[Handle]) -> list[str]:
+        """Workers that are paused, their memory nearly full, with some task not begun.
 
-        Raises
-        ------
-        RuntimeError
+        A pause stops no task that runs already.
         """
         known = self.client.scheduler_info(n_workers=-1)["workers"]
         paused = [a for a in addresses if known.get(a, {}).get("status") == "paused"]
-        if paused:
-            raise RuntimeError(
-                f"Worker {', '.join(paused)} is paused: its memory is nearly full, and it "
-                "starts no task. Give the workers more memory (memory_limit=), use more of "
-                "them, or smaller blocks."
-            )
+        if not paused:
+            return []
+        waiting = self.client.run(
+            _has_waiting, keys=[task.key for task in tasks], workers=paused, on_error="ignore"
+        )
+        return [address for address in paused if waiting.get(address)]
 
     def holders(self, handles: Sequence[Handle]) -> list[str | None]:
         """A worker that holds each block, None where the block is lost for now."""
@@ -246,6 +270,12 @@ def assign_blocks(
             load[target] += lengths[block]
             chosen[block] = target
     return chosen
+
+
+def _has_waiting(keys: list[Any], dask_worker: Worker) -> bool:
+    """Whether a task of these was given to the worker and has not begun; runs there."""
+    tasks = dask_worker.state.tasks
+    return any(key in tasks and tasks[key].state in ("ready", "constrained") for key in keys)
 
 
 def resolve_client(client: Client | None) -> Client | None:

@@ -161,7 +161,8 @@ def score_sums(
     parameters = layout.views(theta)
     none = np.zeros(1)
     parts = [ScoreSums(0, 0.0, 0.0, none, none, none, True)]
-    for batch in blocks.pieces(rows, PIECE_ROWS):
+    # Of the targets as they were given: float32 would round large ones.
+    for batch in blocks.with_targets_of("float64").pieces(rows, PIECE_ROWS):
         outputs = program.outputs(parameters, batch.rows)
         activation = program.spec.network.output
         parts.append(output_sums(activation, batch.targets, outputs, batch.weights))

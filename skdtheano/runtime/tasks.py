@@ -1,11 +1,9 @@
 """What runs as a task on a dask worker during a fit."""
 
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
-from typing import Any
 
 import numpy as np
+from dask.sizeof import sizeof
 from distributed import get_worker, secede
 
 from skdtheano.runtime.blocks import Block
@@ -21,10 +19,23 @@ from skdtheano.runtime.steps import LossSums, StepSettings, loss_sums, run_epoch
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round leaves on each of its workers: the same state, the same loss."""
+    """What a round leaves on each of its workers: the same values, bit for bit.
+
+    Attributes
+    ----------
+    state : TrainState
+    loss : float
+    best : ndarray or None
+        The parameters to go back to, as of an earlier round.
+    """
 
     state: TrainState
     loss: float
+    best: np.ndarray | None = None
+
+    def __sizeof__(self) -> int:
+        # dask weighs by this what a worker holds, spills and moves.
+        return sum(sizeof(a) for a in (self.state.theta, *self.state.slots, self.best))
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,10 @@ def train_round(
     before: RoundResult,
     batches: Batches,
     settings: StepSettings,
+    keep: bool,
     seat: Seat,
 ) -> RoundResult:
-    """One worker's part of an epoch."""
+    """One worker's part of an epoch; with `keep` its beginning is the best so far."""
     worker = get_worker()
     key = str(worker.get_current_task())
     secede()
@@ -58,7 +70,7 @@ def train_round(
     ):
         rows = model.rows_of(blocks)
         loss = run_epoch(program, model.layout, rows, batches, state, settings, peers)
-    return RoundResult(state, loss)
+    return RoundResult(state, loss, before.state.theta if keep else before.best)
 
 
 def loss_of(result: RoundResult) -> float:
@@ -80,8 +92,3 @@ def evaluate_blocks(model: Model, blocks: list[Block], theta: np.ndarray) -> Los
     """One worker's part of the full loss and gradient."""
     with Program(model.spec) as program:
         return loss_sums(program, model.layout, model.rows_of(blocks), theta)
-
-
-def add_up(parts: list[Any]) -> Any:
-    """Sum in the order given."""
-    return reduce(add, parts)
