@@ -83,6 +83,16 @@ def killed(cluster: LocalCluster, prefix: str, suffix: str = "") -> Iterator[Cli
 
 
 @pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Sends Ctrl-C to the main thread, also in a shell that starts its jobs without it."""
+    main = threading.main_thread().ident
+    assert main is not None
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.pthread_kill(main, signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def own_cluster() -> Any:
     """A cluster that a test may damage."""
     with LocalCluster(
@@ -277,18 +287,16 @@ def test_a_fit_in_a_task_that_has_given_its_slot_back_finishes(
 
 
 def test_a_round_of_one_worker_ends_with_its_caller(
-    clusters: Callable[[int], LocalCluster], client_of: Callable[[int], Client]
+    clusters: Callable[[int], LocalCluster],
+    client_of: Callable[[int], Client],
+    ctrl_c: Callable[[], None],
 ) -> None:
     """Its task looks whether it is wanted at each minibatch, though it waits for nobody."""
     client = client_of(1)
     X = da.random.RandomState(0).normal(size=(40_000, 3), chunks=(20_000, 3))
     y = (X[:, 0] > 0).astype(int)
-    main = threading.main_thread().ident
-    assert main is not None
     clf = DistributedMLPClassifier((3,), batch_size=2, max_iter=50, tol=0, random_state=0)
-    plugin = OnTask(
-        clusters(1), "skdtheano-epoch-1-", lambda _: signal.pthread_kill(main, signal.SIGINT)
-    )
+    plugin = OnTask(clusters(1), "skdtheano-epoch-1-", lambda _: ctrl_c())
     try:
         with pytest.warns(UserWarning, match="Training interrupted by user"):
             clf.fit(X, y)
@@ -442,14 +450,10 @@ def test_a_round_that_keeps_failing_ends_in_an_error_with_the_causes(
 
 
 def test_ctrl_c_keeps_the_epochs_that_were_finished(
-    clusters: Callable[[int], LocalCluster], client: Client
+    clusters: Callable[[int], LocalCluster], client: Client, ctrl_c: Callable[[], None]
 ) -> None:
     X, y = data("multiclass")
-    main = threading.main_thread().ident
-    assert main is not None
-    plugin = OnTask(
-        clusters(2), "skdtheano-epoch-5-", lambda _: signal.pthread_kill(main, signal.SIGINT)
-    )
+    plugin = OnTask(clusters(2), "skdtheano-epoch-5-", lambda _: ctrl_c())
     try:
         with pytest.warns(UserWarning, match="Training interrupted by user"):
             ours = MULTICLASS.ours(max_iter=100_000).fit(*chunked(X, y))
