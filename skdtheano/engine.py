@@ -18,23 +18,39 @@ import numpy as np
 __all__ = [
     "DEFAULT_MODE",
     "ENGINE",
+    "INDICES_ARE_NUMBERED",
     "Variable",
+    "accelerator_mode",
+    "arange",
+    "as_variable",
+    "cast",
     "check_mode",
     "compilations",
     "compile_function",
     "dot",
+    "either",
+    "equal",
     "exp",
     "gradients",
+    "graph_of",
+    "isnan",
     "log",
     "matrix",
     "maximum",
+    "maximum_over",
+    "merge_equal_nodes",
     "minimum",
+    "place_in_source",
     "scalar",
+    "shared",
     "sigmoid",
     "sqrt",
     "switch",
+    "symbol_like",
     "tanh",
+    "tensor",
     "vector",
+    "zeros_like",
 ]
 
 ENGINE = os.environ.get("SKDTHEANO_ENGINE", "pytensor")
@@ -65,6 +81,7 @@ def _import_theano() -> Any:
         # It uses names of NumPy and setuptools that are deprecated by now.
         warnings.simplefilter("ignore")
         import theano
+        import theano.gpuarray  # which scan imports when it is called
         import theano.tensor
 
     # Where there is no C, an elementwise Op without a NumPy function is a Python loop over
@@ -100,19 +117,42 @@ def _import_engine() -> tuple[Any, Any, Any, Any]:
 
 _engine, _tensor, sigmoid, _modes = _import_engine()
 
+
+def _import_merging() -> tuple[Any, Any]:
+    """The engine's class of graphs, and what makes equal nodes of one into one."""
+    if ENGINE == "pytensor":
+        from pytensor.graph.fg import FunctionGraph
+        from pytensor.graph.rewriting.basic import MergeOptimizer
+
+        return FunctionGraph, MergeOptimizer().rewrite
+    return _engine.gof.FunctionGraph, _engine.gof.opt.MergeOptimizer().optimize
+
+
+graph_of, merge_equal_nodes = _import_merging()
+
+#: PyTensor 3 lists the indices of a node by their number among its inputs.
+INDICES_ARE_NUMBERED = ENGINE == "pytensor" and int(_engine.__version__.split(".")[0]) >= 3
+
 Variable: TypeAlias = Any  # a symbol of either engine; Theano has no types
 
+arange = _tensor.arange
+cast = _tensor.cast
 dot = _tensor.dot
+either = _tensor.or_
+equal = _tensor.eq
 exp = _tensor.exp
+isnan = _tensor.isnan
 log = _tensor.log
 matrix = _tensor.matrix
 maximum = _tensor.maximum
 minimum = _tensor.minimum
 scalar = _tensor.scalar
+shared = _engine.shared
 sqrt = _tensor.sqrt
 switch = _tensor.switch
 tanh = _tensor.tanh
 vector = _tensor.vector
+zeros_like = _tensor.zeros_like
 
 # FAST_COMPILE compiles an MLP's gradient at once; numba's kernels run it faster, after some
 # 20 s of compilation. docs/design.md has the figures.
@@ -203,3 +243,85 @@ def _mode(name: str) -> Any:
 def compilations() -> list[str]:
     """Names of the functions that this process has compiled, in order."""
     return list(_compiled)
+
+
+def tensor(name: str | None, dtype: str, ndim: int) -> Variable:
+    """A symbol of a dtype and a rank, of any lengths."""
+    if ENGINE == "pytensor":
+        return _tensor.tensor(name, dtype=dtype, shape=(None,) * ndim)
+    return _tensor.TensorType(dtype, (False,) * ndim)(name)
+
+
+def maximum_over(variable: Variable, axes: tuple[int, ...]) -> Variable:
+    """Maximum over axes that stay, of length 1; Theano's own also looks for its place."""
+    if ENGINE == "pytensor":
+        return variable.max(axis=axes, keepdims=True)
+    reduced = _tensor.elemwise.CAReduce(_engine.scalar.maximum, axis=list(axes))(variable)
+    kept = iter(range(reduced.ndim))
+    return reduced.dimshuffle(
+        *["x" if axis in axes else next(kept) for axis in range(variable.ndim)]
+    )
+
+
+def as_variable(value: Any, like: Variable) -> Variable:
+    """A symbol for a value, of the type of another symbol."""
+    if not hasattr(value, "owner"):
+        value = np.asarray(value, like.dtype)
+    variable = _tensor.as_tensor_variable(value)
+    if variable.type == like.type:
+        return variable
+    return like.type.filter_variable(variable)
+
+
+def accelerator_mode(mode: str | None) -> str:
+    """The mode that runs on an accelerator.
+
+    Raises
+    ------
+    RuntimeError
+        If there is none, or no JAX to reach it.
+    """
+    if ENGINE != "pytensor":
+        raise RuntimeError("target='gpu' needs PyTensor; classic Theano's GPU code is gone.")
+    try:
+        import jax
+    except ImportError as error:
+        raise RuntimeError(
+            "target='gpu' runs by JAX, which is not installed: pip install 'jax[cuda12]'."
+        ) from error
+    platforms = {device.platform for device in jax.devices()}
+    if platforms == {"cpu"}:
+        raise RuntimeError(
+            "target='gpu' found no accelerator: JAX knows only the CPU here. Use target=None, "
+            "or mode='JAX' to run by JAX on the CPU."
+        )
+    return check_mode(mode or "JAX")
+
+
+def symbol_like(variable: Variable, axis: int | None) -> Variable:
+    """A new symbol of the same dtype and rank, of any length along `axis`."""
+    kind = variable.type
+    if axis is not None:
+        if ENGINE == "pytensor":
+            lengths = list(kind.shape)
+            lengths[axis] = None
+            kind = kind.clone(shape=tuple(lengths))
+        else:
+            stretched = list(kind.broadcastable)
+            stretched[axis] = False
+            kind = kind.clone(broadcastable=tuple(stretched))
+    return kind(variable.name)
+
+
+def place_in_source(node: Any) -> str | None:
+    """File and line where a node was made, if the engine remembers: the user's, not its own.
+
+    Nodes of a gradient are made inside the engine, and mostly have none.
+    """
+    own = os.path.dirname(_engine.__file__) + os.sep
+    for variable in node.outputs:
+        for frames in getattr(variable.tag, "trace", None) or ():
+            for file, line, _, _ in reversed(frames):
+                if not file.startswith(own):
+                    return f"{file}:{line}"
+    return None
