@@ -1,0 +1,160 @@
+"""One rule per Op: from where its inputs are to where its outputs are.
+
+A rule takes a node and the placements of its inputs. It returns those of its outputs, or
+other symbols that the node stands for (`Rewritten`), or raises what it needs first:
+`NeedWhole`, `NeedNumbers`, `NeedRows`. Rules are found by the name of the Op's class or of
+one of its bases; the names are those of both engines.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from skdtheano import engine, symbolic
+from skdtheano.graphs.loops import scan
+from skdtheano.graphs.placement import (
+    PARTS,
+    REPLICATED,
+    SAME,
+    NeedRows,
+    Placement,
+    Rewritten,
+    Same,
+    Verdict,
+    of_rows,
+)
+from skdtheano.graphs.rules.entrywise import (
+    along_axis,
+    argmax,
+    dimshuffle,
+    elemwise,
+    reduction,
+    softmax,
+    softmax_gradient,
+    unchanged,
+)
+from skdtheano.graphs.rules.indexing import (
+    inc_subtensor,
+    put,
+    subtensor,
+    take,
+)
+from skdtheano.graphs.rules.needs import (
+    whole_only,
+)
+from skdtheano.graphs.rules.products import (
+    batched_dot,
+    blockwise,
+    dot,
+)
+from skdtheano.graphs.rules.shapes import (
+    alloc,
+    arange,
+    checked,
+    join,
+    make_vector,
+    reshape,
+    shape,
+    shape_i,
+    specified,
+    split,
+)
+
+Rule = Callable[[Any, list[Placement]], Verdict]
+
+
+def place_node(node: Any, at: list[Placement]) -> Verdict:
+    """Placements of a node's outputs.
+
+    Parameters
+    ----------
+    node : Apply
+    at : list of Placement
+        Of its inputs.
+
+    Raises
+    ------
+    NeedWhole, NeedNumbers, NeedRows
+    """
+    if _stretches_nothing(node):
+        # The gradient of a loss begins so, and is not to wait for the loss.
+        return Rewritten([engine.cast(node.inputs[1], node.outputs[0].dtype)])
+    if not any(of_rows(p) or isinstance(p, (*PARTS, Same)) for p in at):
+        return [REPLICATED] * len(node.outputs)
+    for kind in type(node.op).__mro__:
+        if kind.__name__ in RULES:
+            return RULES[kind.__name__](node, at)
+    whole_only(at)
+    rows = [i for i, p in enumerate(at) if of_rows(p)]
+    if not rows:
+        return [SAME] * len(node.outputs)
+    raise NeedRows(
+        rows,
+        f"{type(node.op).__name__} has no rule for rows. Write it with Ops that have one, or "
+        "call it on replicated values only",
+    )
+
+
+def _stretches_nothing(node: Any) -> bool:
+    """Whether a node is ``second(a, b)`` and that is b: a has one entry, b as many axes."""
+    if type(getattr(node.op, "scalar_op", None)).__name__ != "Second":
+        return False
+    shape_of, value = node.inputs
+    return value.ndim == shape_of.ndim and all(shape_of.type.broadcastable)
+
+
+def inlined(node: Any, at: list[Placement]) -> Verdict:
+    """An Op that is a graph itself stands for that graph."""
+    return Rewritten(symbolic.inner_graph(node))
+
+
+def loop(node: Any, at: list[Placement]) -> Verdict:
+    """Scan: see `skdtheano.graphs.loops`."""
+    return scan(node, at, place_node)
+
+
+RULES: dict[str, Rule] = {
+    "Elemwise": elemwise,
+    "DimShuffle": dimshuffle,
+    "CAReduce": reduction,
+    "Argmax": argmax,
+    "MaxAndArgmax": argmax,
+    "Softmax": softmax,
+    "LogSoftmax": softmax,
+    "SoftmaxGrad": softmax_gradient,
+    "Dot": dot,
+    "Blockwise": blockwise,
+    "BatchedDot": batched_dot,
+    "Shape": shape,
+    "Shape_i": shape_i,
+    "Subtensor": subtensor,
+    "IncSubtensor": inc_subtensor,
+    "AdvancedSubtensor1": take,
+    "AdvancedSubtensor": take,
+    "AdvancedIncSubtensor1": put,
+    "AdvancedIncSubtensor": put,
+    "Alloc": alloc,
+    "AllocEmpty": alloc,
+    "MakeVector": make_vector,
+    "Join": join,
+    "Split": split,
+    "Reshape": reshape,
+    "ARange": arange,
+    "CheckAndRaise": checked,
+    "Assert": checked,
+    "ViewOp": unchanged,
+    "ZeroGrad": unchanged,
+    "DisconnectedGrad": unchanged,
+    "GradClip": unchanged,
+    "GradScale": unchanged,
+    "DeepCopyOp": unchanged,
+    "TensorFromScalar": unchanged,
+    "ScalarFromTensor": unchanged,
+    "Rebroadcast": unchanged,
+    "SpecifyShape": specified,
+    "OpFromGraph": inlined,
+    "CumOp": along_axis,
+    "SortOp": along_axis,
+    "ArgSortOp": along_axis,
+    "Repeat": along_axis,
+    "Scan": loop,
+}
