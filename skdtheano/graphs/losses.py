@@ -15,6 +15,8 @@ import numpy as np
 from skdtheano import engine
 from skdtheano.engine import Variable
 from skdtheano.graphs.network import Network, network_graph
+from skdtheano.graphs.placement import REPLICATED, Rows
+from skdtheano.graphs.splitting import split
 
 
 def _squared_error(p: Variable, y: Variable) -> Variable:
@@ -98,4 +100,29 @@ def sums_graph(network: Network, loss: str) -> SumsGraph:
     return SumsGraph(
         inputs=[graph.rows, targets, weights, *graph.parameters],
         outputs=[total, *gradients],
+    )
+
+
+def block_graph(network: Network, loss: str) -> SumsGraph:
+    """What a block of rows computes of `sums_graph`, as its plan says.
+
+    The plan is the one that `skdtheano.function` would run as a dask graph: cut by rows, it
+    is one stage, whose results are added up. Training adds them up from worker to worker.
+
+    Raises
+    ------
+    ValueError
+        If the graph takes more than one sum over the blocks.
+    """
+    graph = sums_graph(network, loss)
+    n_parameters = len(graph.inputs) - 3
+    plan = split(graph.inputs, graph.outputs, [Rows(0)] * 3 + [REPLICATED] * n_parameters)
+    [stage, *more] = plan.stages
+    results = {result.symbol: result for result in stage.block.results}
+    odd = {r.combine.verb for r in results.values() if r.combine is not None} - {"sum"}
+    if odd or any(s.block.results for s in more) or stage.once.results:
+        raise ValueError(f"The loss {loss!r} is no sum over rows: its plan is {plan}.")
+    return SumsGraph(
+        inputs=list(plan.inputs),
+        outputs=[results[symbol].value for symbol in plan.outputs],
     )

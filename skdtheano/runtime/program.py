@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from skdtheano import engine
-from skdtheano.graphs.losses import sums_graph
+from skdtheano.graphs.losses import block_graph
 from skdtheano.graphs.network import Network, network_graph
 from skdtheano.graphs.optimizers import update_graph
 from skdtheano.runtime.blocks import Rows
@@ -111,7 +111,7 @@ class Program:
         spec = self.spec
 
         def graph() -> tuple[Sequence[Any], Sequence[Any]]:
-            sums = sums_graph(spec.network, spec.loss)
+            sums = block_graph(spec.network, spec.loss)
             return sums.inputs, sums.outputs
 
         function = self._function(("sums", spec.network, spec.loss, spec.mode), graph)
