@@ -14,13 +14,16 @@ MAY_IMPORT = {
     "skdtheano.version": (),
     "skdtheano.notices": (),
     "skdtheano.engine": (),
-    "skdtheano.graphs": ("skdtheano.engine",),
+    "skdtheano.symbolic": ("skdtheano.engine",),
+    "skdtheano.scans": ("skdtheano.engine", "skdtheano.symbolic"),
+    "skdtheano.graphs": ("skdtheano.engine", "skdtheano.scans", "skdtheano.symbolic"),
     # Symbols end where data begins: of the runtime, only `program` compiles graphs.
     "skdtheano.runtime.program": (
         "skdtheano.engine",
         "skdtheano.graphs",
         "skdtheano.runtime.blocks",
     ),
+    "skdtheano.runtime.pieces": ("skdtheano.engine", "skdtheano.symbolic"),
     # An optimizer's numbers travel with the steps; its graph stays in `program`.
     "skdtheano.runtime.steps": ("skdtheano.graphs.optimizers", "skdtheano.runtime"),
     "skdtheano.runtime": ("skdtheano.runtime",),
@@ -37,7 +40,28 @@ MAY_IMPORT = {
         "skdtheano.runtime",
         "skdtheano.training",
     ),
-    "skdtheano": ("skdtheano.estimators", "skdtheano.version"),
+    "skdtheano.functions": (
+        "skdtheano.engine",
+        "skdtheano.functions",
+        "skdtheano.graphs",
+        "skdtheano.notices",
+        "skdtheano.runtime",
+        "skdtheano.scans",
+        "skdtheano.symbolic",
+    ),
+    "skdtheano.viz": (
+        "skdtheano.engine",
+        "skdtheano.functions",
+        "skdtheano.graphs",
+        "skdtheano.symbolic",
+    ),
+    "skdtheano": (
+        "skdtheano.estimators",
+        "skdtheano.functions",
+        "skdtheano.graphs.placement",
+        "skdtheano.version",
+        "skdtheano.viz",
+    ),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,1 @@
+"""Users' own graphs as functions: here, or over the rows of dask arrays."""

@@ -1,0 +1,192 @@
+"""A plan, ready to run: its pieces packed for other processes, its symbols numbered."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from skdtheano.runtime.combining import Verb, combine
+from skdtheano.runtime.pieces import Source
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece.
+
+    Attributes
+    ----------
+    source : Source
+    reads : tuple of int
+        Numbers of the values that it is called with.
+    writes : tuple of int
+        Numbers of its results.
+    verbs : tuple of (Verb or None)
+        How to combine each result over the blocks.
+    read_axes, write_axes : tuple of (int or None)
+        The axis of the rows of each value; None for those without.
+    """
+
+    source: Source
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    verbs: tuple[Verb | None, ...]
+    read_axes: tuple[int | None, ...]
+    write_axes: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Steps by stage; values are numbered, the arguments first.
+
+    Attributes
+    ----------
+    once, block : tuple of (Step or None), one per stage
+    n_arguments : int
+    row_axes : tuple of (int or None)
+        Of the arguments.
+    first_row : int or None
+        Number of the value that is the block's first row in the table.
+    outputs : tuple of int
+    output_axes : tuple of (int or None)
+    """
+
+    once: tuple[Step | None, ...]
+    block: tuple[Step | None, ...]
+    n_arguments: int
+    row_axes: tuple[int | None, ...]
+    first_row: int | None
+    outputs: tuple[int, ...]
+    output_axes: tuple[int | None, ...]
+
+
+class NoRows:
+    """What an empty block contributes where its part is not defined, as a maximum is.
+
+    Attributes
+    ----------
+    error : str
+        What the engine said.
+    stand_in : ndarray
+        The part of one row of zeros.
+    """
+
+    def __init__(self, error: str, stand_in: np.ndarray) -> None:
+        self.error = error
+        self.stand_in = stand_in
+
+
+def run_step(step: Step, *values: Any) -> list[Any]:
+    """Compute a piece on one block, or once.
+
+    A block without rows is computed as it is where that can be done; else as if it had one
+    row of zeros, whose results are cut off again; so are then all results of later steps.
+    """
+    absent = next((value for value in values if isinstance(value, NoRows)), None)
+    if absent is not None:
+        values = tuple(v.stand_in if isinstance(v, NoRows) else v for v in values)
+    arguments = [np.asarray(value) for value in values]
+    if absent is not None:
+        return _run_padded(step, arguments, absent.error)
+    empty = any(
+        axis is not None and argument.shape[axis] == 0
+        for argument, axis in zip(arguments, step.read_axes, strict=True)
+    )
+    if not empty:
+        return step.source(*arguments)
+    try:
+        return step.source(*arguments)
+    except Exception as error:
+        return _run_padded(step, arguments, str(error))
+
+
+def _run_padded(step: Step, arguments: Sequence[np.ndarray], error: str) -> list[Any]:
+    padded = [
+        argument if axis is None else np.zeros_like(argument, shape=_one_row(argument, axis))
+        for argument, axis in zip(arguments, step.read_axes, strict=True)
+    ]
+    return [
+        NoRows(error, result) if axis is None else _cut(result, axis)
+        for result, axis in zip(step.source(*padded), step.write_axes, strict=True)
+    ]
+
+
+def _one_row(array: np.ndarray, axis: int) -> tuple[int, ...]:
+    return (*array.shape[:axis], 1, *array.shape[axis + 1 :])
+
+
+def _cut(array: np.ndarray, axis: int) -> np.ndarray:
+    return np.take(array, [], axis=axis)
+
+
+def combine_results(verbs: Sequence[Verb], results: Sequence[Sequence[Any]]) -> list[Any]:
+    """Combine what several blocks give, entry by entry."""
+    return [
+        combine_parts(verb, [result[i] for result in results]) for i, verb in enumerate(verbs)
+    ]
+
+
+def combine_parts(verb: Verb, parts: Sequence[Any]) -> Any:
+    there = [part for part in parts if not isinstance(part, NoRows)]
+    return combine(verb, there) if there else parts[0]
+
+
+def whole_value(value: Any) -> np.ndarray:
+    """A combined value, once all blocks are in it."""
+    if isinstance(value, NoRows):
+        raise ValueError(f"No block has a row, and without one: {value.error}")
+    return np.asarray(value)
+
+
+Run = Callable[[Step, list[Any]], list[Any]]
+
+
+def run_here(
+    staged: Staged, arguments: Sequence[Any], lengths: Sequence[int]
+) -> list[np.ndarray]:
+    """Run all steps in this process, block by block; rows in, rows out, in one piece each.
+
+    Parameters
+    ----------
+    staged : Staged
+    arguments : sequence of ndarray
+    lengths : sequence of int
+        Rows of each block.
+    """
+    starts = np.cumsum([0, *lengths])
+    known: dict[int, Any] = {}
+    here: list[dict[int, Any]] = [{} for _ in lengths]
+    for number, (argument, axis) in enumerate(zip(arguments, staged.row_axes, strict=True)):
+        if axis is None:
+            known[number] = argument
+            continue
+        for b, block in enumerate(here):
+            cut = [slice(None)] * np.ndim(argument)
+            cut[axis] = slice(int(starts[b]), int(starts[b + 1]))
+            block[number] = argument[tuple(cut)]
+    if staged.first_row is not None:
+        for b, block in enumerate(here):
+            block[staged.first_row] = np.asarray(starts[b], np.int64)
+    for once, step in zip(staged.once, staged.block, strict=True):
+        if once is not None:
+            known.update(
+                zip(once.writes, run_step(once, *[known[i] for i in once.reads]), strict=True)
+            )
+        if step is not None:
+            found = [
+                run_step(step, *[block[i] if i in block else known[i] for i in step.reads])
+                for block in here
+            ]
+            for k, (number, verb) in enumerate(zip(step.writes, step.verbs, strict=True)):
+                if verb is None:
+                    for block, results in zip(here, found, strict=True):
+                        block[number] = results[k]
+                else:
+                    parts = [results[k] for results in found]
+                    known[number] = whole_value(combine_parts(verb, parts))
+    return [
+        known[number]
+        if axis is None
+        else np.concatenate([block[number] for block in here], axis=axis)
+        for number, axis in zip(staged.outputs, staged.output_axes, strict=True)
+    ]
