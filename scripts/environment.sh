@@ -51,7 +51,8 @@ for line in project["dependencies"]:
     if name == "numpy":  # the lane of classic Theano is the one with 1.26.4
         version = "2.0.0"
     print(f"{name}~={version}.0" if version.count(".") == 1 else f"{name}=={version}")
-print("\n".join(project["optional-dependencies"]["test"]))
+extras = project["optional-dependencies"]
+print("\n".join(extras["test"] + [line.replace(">=", "==") for line in extras["pymc"]]))
 PY
     pip install --quiet --requirement "$home/requirements.txt"
     pip install --quiet --no-deps --editable .
