@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from skdtheano import engine
-from skdtheano.graphs.losses import LOSSES, sums_graph
+from skdtheano.graphs.losses import LOSSES, block_graph, sums_graph
 from skdtheano.graphs.network import ACTIVATIONS, Network, network_graph
 from skdtheano.graphs.optimizers import update_graph
 from skdtheano.runtime.parameters import Layout
@@ -148,3 +148,15 @@ def test_a_mode_that_the_engine_lacks_is_refused_with_the_ones_it_has() -> None:
     with pytest.raises(ValueError, match="mode='FASTEST' is not a compile mode") as caught:
         engine.check_mode("FASTEST")
     assert "FAST_COMPILE" in str(caught.value)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("row_dtype", ["float64", "float32"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_plan_of_every_loss_is_one_stage_of_sums(
+    loss: str, row_dtype: str, sparse: bool
+) -> None:
+    for activation in ACTIVATIONS:
+        network = Network(2, activation, LOSSES[loss][1], row_dtype, row_dtype, sparse)
+        graph, whole = block_graph(network, loss), sums_graph(network, loss)
+        assert len(graph.outputs) == len(whole.outputs)

@@ -24,6 +24,7 @@ pytest.importorskip("pymc", reason="PyMC is not installed: pip install 'skdthean
 
 # ArviZ announces its next version at import; wheels of PyTensor come without a BLAS.
 pytestmark = [
+    pytest.mark.parity,  # runs in the lane whose PyTensor is PyMC's
     pytest.mark.filterwarnings("ignore:.*ArviZ:FutureWarning"),
     pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS:UserWarning"),
 ]

@@ -60,6 +60,8 @@ def _linear(node: Any, scalar: str, at: list[Placement], parts: list[int]) -> Pl
     first = at[parts[0]]
     if scalar in ("Cast", "Identity"):
         old, new = node.inputs[0].dtype, node.outputs[0].dtype
+        if isinstance(first, RowShape) and np.dtype(new).kind == "f":
+            return first  # the mean over columns of float32 reads its length so
         return first if old == new or (old != "bool" and np.can_cast(old, new)) else None
     sums = all(at[i] in (Partial("sum"), RowCount()) for i in parts)
     if not sums or any(_stretches(node, i) for i in parts):
