@@ -25,8 +25,7 @@ test-theano: .venv-theano/ready
 	SKDTHEANO_ENGINE=theano .venv-theano/bin/python -m pytest -m "(parity or cluster) and not table and not exhaustive"
 
 test-lowest: .venv-lowest/ready
-	.venv-lowest/bin/python -m pytest -m "(parity or cluster) and not table and not exhaustive" \
-		-k "not cluster_fit and not test_rules"
+	.venv-lowest/bin/python -m pytest -m "(parity or cluster) and not table and not exhaustive"
 
 # Every row of the parity table on a cluster: about 40 minutes.
 test-exhaustive: .venv/ready

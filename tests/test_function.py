@@ -273,7 +273,7 @@ def test_threads_of_one_process_do_not_share_a_compiled_function() -> None:
 
 
 @pytest.mark.cluster
-def test_rows_needed_by_a_later_stage_stay_on_their_worker(client: Client) -> None:
+def test_a_second_stage_moves_less_than_the_table(client: Client) -> None:
     f = skdtheano.function(
         lambda a: (engine.exp(a) / engine.exp(a).sum(axis=0)).sum(axis=1), target="dask"
     )

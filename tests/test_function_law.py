@@ -17,6 +17,8 @@ import skdtheano
 from skdtheano import PlacementError, symbolic
 from skdtheano.graphs.placement import Rows
 
+pytestmark = pytest.mark.parity
+
 N_GRAPHS, N_CUTS = 205, 10
 
 #: Sums over up to 30 rows, taken in another order, and what bounded functions make of them.
