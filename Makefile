@@ -3,12 +3,15 @@
 #   make test    lint, types, and the tests of both engines
 
 PYTHON ?= python3
+# Processes that share the tests out among them; each starts clusters of its own.
+JOBS ?= 2
+PYTEST = -m pytest -n $(JOBS) --dist worksteal
 # Theano 1.0.5 does not build on Python 3.12: its lane takes a Python 3.11 if there is one.
 PYTHON_THEANO ?= $(shell for p in $(PYTHON) python3.11; do \
 	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
 
-.PHONY: demo test test-pytensor test-theano test-lowest test-exhaustive lint clean
+.PHONY: demo test test-pytensor test-theano test-lowest test-exhaustive lint docs clean
 
 demo: .venv/ready
 	.venv/bin/python examples/flights.py
@@ -19,17 +22,22 @@ test: lint test-pytensor
 	found. Give one with: make test PYTHON_THEANO=/path/to/python3.11"; fi
 
 test-pytensor: .venv/ready
-	.venv/bin/python -m pytest
+	.venv/bin/python $(PYTEST)
 
 test-theano: .venv-theano/ready
-	SKDTHEANO_ENGINE=theano .venv-theano/bin/python -m pytest -m "(parity or cluster) and not table and not exhaustive"
+	SKDTHEANO_ENGINE=theano .venv-theano/bin/python $(PYTEST) -m "(parity or cluster) and not table and not exhaustive"
 
 test-lowest: .venv-lowest/ready
-	.venv-lowest/bin/python -m pytest -m "(parity or cluster) and not table and not exhaustive"
+	.venv-lowest/bin/python $(PYTEST) -m "(parity or cluster) and not table and not exhaustive"
 
 # Every row of the parity table on a cluster: about 40 minutes.
 test-exhaustive: .venv/ready
-	.venv/bin/python -m pytest -m exhaustive
+	.venv/bin/python $(PYTEST) -m exhaustive
+
+# The pages of docs/, in docs/_build/html.
+docs: .venv/ready
+	.venv/bin/python -m pip install --quiet --editable '.[docs]'
+	.venv/bin/python -m sphinx -W --keep-going -q docs docs/_build/html
 
 lint: .venv/ready
 	.venv/bin/ruff check .

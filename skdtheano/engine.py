@@ -313,12 +313,20 @@ def symbol_like(variable: Variable, axis: int | None) -> Variable:
     return kind(variable.name)
 
 
+def made_where(variable: Variable, other: Variable) -> Variable:
+    """A variable, remembered as made where another one was."""
+    trace = getattr(other.tag, "trace", None)
+    if trace is not None:
+        variable.tag.trace = trace
+    return variable
+
+
 def place_in_source(node: Any) -> str | None:
-    """File and line where a node was made, if the engine remembers: the user's, not its own.
+    """File and line where a node was made, if the engine remembers: the user's.
 
     Nodes of a gradient are made inside the engine, and mostly have none.
     """
-    own = os.path.dirname(_engine.__file__) + os.sep
+    own = tuple(os.path.dirname(file) + os.sep for file in (_engine.__file__, __file__))
     for variable in node.outputs:
         for frames in getattr(variable.tag, "trace", None) or ():
             for file, line, _, _ in reversed(frames):

@@ -189,12 +189,9 @@ def is_constant(variable: Variable) -> bool:
     return variable.owner is None and hasattr(variable, "data")
 
 
-def is_made_of_constants(variable: Variable) -> bool:
-    """Whether a variable depends on no input."""
-    if variable.owner is None:
-        return is_constant(variable)
-    nodes = toposort([variable], ())
-    return all(v.owner is not None or is_constant(v) for node in nodes for v in node.inputs)
+def is_made_of_constants(variable: Variable, known: Collection[Variable] = ()) -> bool:
+    """Whether a variable depends on no input but those in `known`."""
+    return all(is_constant(v) or v in known for v in leaves([variable], known))
 
 
 #: Ops that change the type of a value or how it is looked at, and not the value.

@@ -271,7 +271,7 @@ def product(draw: Draw, graph: Graph) -> Value | None:
     return Value(pt.sin(pt.dot(v.symbol, w.symbol)), v.shape[:-1] + w.shape[1:])
 
 
-def gram(draw: Draw, graph: Graph) -> Value | None:
+def gram(draw: Draw, graph: Graph) -> Value:
     tables = [v for v in graph.floats if v.ndim == 2 and v.row_axis == 0]
     v, w = pick(draw, tables), pick(draw, tables)
     return Value(pt.tanh(pt.dot(v.symbol.T, w.symbol) / 3), (v.shape[1], w.shape[1]))
@@ -458,7 +458,7 @@ def graphs(draw: Draw) -> Graph:
         if made is not None:
             graph.made.append(made)
     if not graph.made:
-        graph.made.append(gram(draw, graph))  # type: ignore[arg-type]
+        graph.made.append(gram(draw, graph))
     return graph
 
 

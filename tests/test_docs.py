@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -41,8 +42,8 @@ def run_script(script: Path, *arguments: str, cwd: Path) -> str:
     ids=lambda module: module.__name__,
 )
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_examples_in_docstrings_run(module: object) -> None:
-    result = doctest.testmod(module)  # type: ignore[arg-type]
+def test_examples_in_docstrings_run(module: ModuleType) -> None:
+    result = doctest.testmod(module)
     assert result.attempted >= 3
     assert result.failed == 0
 

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,9 +31,9 @@ def ids(case: tuple[str, Network]) -> str:
     return f"{loss}-{network.activation}-{network.dtype}-{rows}"
 
 
-def assert_no_python_loop(function: object) -> None:
+def assert_no_python_loop(function: Any) -> None:
     """No elementwise Op has more inputs than the NumPy function that it would call."""
-    for node in function.maker.fgraph.apply_nodes:  # type: ignore[attr-defined]
+    for node in function.maker.fgraph.apply_nodes:
         if type(node.op).__name__ != "Elemwise" or node.outputs[0].ndim == 0:
             continue
         spec = node.op.nfunc_spec or getattr(node.op.scalar_op, "nfunc_spec", None)

@@ -279,13 +279,15 @@ def test_a_second_stage_moves_less_than_the_table(client: Client) -> None:
     )
     big = np.random.RandomState(1).standard_normal((40_000, 20))
     data = da.from_array(big, chunks=(5_000, 20)).persist()
+    # The first call compiles, and dask takes that for the time that a block needs: it then
+    # moves some to where it expects an idle worker.
+    f(data + 1).compute()
     before = sum(client.run(_bytes_received).values())
     found = f(data).compute()
     moved = sum(client.run(_bytes_received).values()) - before
     shares = np.exp(big) / np.exp(big).sum(axis=0)
     assert_allclose(found, shares.sum(axis=1))
-    # dask itself moves blocks from a busy worker to an idle one, on either stage.
-    assert moved < big.nbytes
+    assert moved < big.nbytes / 4
 
 
 def _bytes_received(dask_worker: Any) -> int:

@@ -202,9 +202,7 @@ CASES: dict[str, Case] = {
     "a-sum-to-integers": Case(
         "Elemwise", lambda s: pt.cast(s.X.sum(0), "int64"), "sum > once"
     ),
-    "a-count-to-few-bits": Case(
-        "Elemwise", lambda s: pt.cast(n_of(s.X), "int8"), "sum > once"
-    ),
+    "a-count-to-few-bits": Case("Elemwise", lambda s: pt.cast(n_of(s.X), "int8"), "once"),
     "a-maximum-to-few-bits": Case(
         "Elemwise", lambda s: pt.cast(s.labels.max(), "int8"), "max > once"
     ),
@@ -226,7 +224,7 @@ CASES: dict[str, Case] = {
     "column-of-y": Case("DimShuffle", lambda s: s.y.dimshuffle(0, "x") * s.X, "rows"),
     "three-axes": Case("DimShuffle", lambda s: s.T.dimshuffle(2, 0, 1), "rows"),
     "a-sum-as-a-matrix": Case("DimShuffle", lambda s: s.X.sum(0).dimshuffle("x", 0), "sum"),
-    "a-count-as-a-vector": Case("DimShuffle", lambda s: n_of(s.X).dimshuffle("x"), "sum"),
+    "a-count-as-a-vector": Case("DimShuffle", lambda s: n_of(s.X).dimshuffle("x"), "once"),
     "numbers-as-a-column": Case("DimShuffle", lambda s: own(s.X).dimshuffle(0, "x"), "rows"),
     # --- reductions -------------------------------------------------------------------------
     "sum-over-rows": Case("CAReduce", lambda s: s.X.sum(axis=0), "sum"),
@@ -244,12 +242,12 @@ CASES: dict[str, Case] = {
     "product-of-columns": Case("CAReduce", lambda s: s.X.prod(axis=1), "rows"),
     "all": Case("CAReduce", lambda s: pt.all(s.flags), "all"),
     "any": Case("CAReduce", lambda s: pt.any(pt.any(s.X > 1.5, axis=0)), "any"),
-    "mean": Case("CAReduce", lambda s: s.X.mean(axis=0), "sum sum > once"),
-    "variance": Case("CAReduce", lambda s: s.X.var(axis=0), "sum sum > once sum sum > once"),
+    "mean": Case("CAReduce", lambda s: s.X.mean(axis=0), "sum > once"),
+    "variance": Case("CAReduce", lambda s: s.X.var(axis=0), "sum > once sum > once"),
     "standardised": Case(
         "CAReduce",
         lambda s: (s.X - s.X.mean(axis=0)) / s.X.std(axis=0),
-        "sum sum sum sum > once rows sum sum > once rows",
+        "sum > once rows sum > once rows",
     ),
     # --- softmax ----------------------------------------------------------------------------
     "softmax-of-each-row": Case("Softmax", lambda s: softmax(s.X, 1), "rows"),
@@ -278,7 +276,7 @@ CASES: dict[str, Case] = {
     "shape-of-numbers": Case("Shape", lambda s: own(s.X).shape, "shape"),
     "number-of-columns": Case("Shape", lambda s: s.X.shape[1] * s.y, "rows"),
     "size": Case("Shape", lambda s: s.X.size, "shape > once"),
-    "shape_i": Case("Shape_i", lambda s: op(SHAPES, "Shape_i", 0)(s.X), "sum"),
+    "shape_i": Case("Shape_i", lambda s: op(SHAPES, "Shape_i", 0)(s.X), ""),
     "shape_i-of-columns": Case("Shape_i", lambda s: op(SHAPES, "Shape_i", 1)(s.X), "same"),
     # --- indexing ---------------------------------------------------------------------------
     "a-column": Case("Subtensor", lambda s: s.X[:, 1], "rows"),
@@ -290,7 +288,7 @@ CASES: dict[str, Case] = {
     "a-column-of-the-last": Case("Subtensor", lambda s: s.X[:, -1], "rows"),
     "of-axis-1": Case("Subtensor", lambda s: s.T[:, 1, 1:], "rows"),
     "an-entry-of-a-sum": Case("Subtensor", lambda s: s.X.sum(axis=0)[1], "sum"),
-    "up-to-the-count": Case("Subtensor", lambda s: s.per_row[: n_of(s.X) - 1], "sum > once"),
+    "up-to-the-count": Case("Subtensor", lambda s: s.per_row[: n_of(s.X) - 1], "once"),
     "a-part-of-the-shape": Case("Subtensor", lambda s: s.T.shape[:2], "shape"),
     "the-rest-of-the-shape": Case("Subtensor", lambda s: s.T.shape[1:], "same"),
     "the-last-length": Case("Subtensor", lambda s: s.T.shape[-1] * s.y, "rows"),
@@ -414,9 +412,7 @@ CASES: dict[str, Case] = {
     "a-column-of-a-vector": Case("Reshape", lambda s: s.y.reshape((-1, 1)), "rows"),
     "a-sum-reshaped": Case("Reshape", lambda s: s.T.sum(0).reshape((6,)), "sum"),
     "row-numbers": Case("ARange", lambda s: pt.arange(n_of(s.X)), "rows"),
-    "row-numbers-from-1": Case(
-        "ARange", lambda s: pt.arange(1, n_of(s.X)).sum(), "sum > once"
-    ),
+    "row-numbers-from-1": Case("ARange", lambda s: pt.arange(1, n_of(s.X)).sum(), "once"),
     # --- passing through --------------------------------------------------------------------
     "assert-of-rows": Case(
         "Assert", lambda s: op(ASSERTS, "Assert", "no")(s.X, pt.all(s.y > 0)), "rows"
@@ -447,7 +443,7 @@ CASES: dict[str, Case] = {
         "SpecifyShape", lambda s: pt.specify_shape(s.X.sum(0), (3,)), "sum"
     ),
     "a-graph": Case("OpFromGraph", inlined, "once rows"),
-    "a-graph-of-stages": Case("OpFromGraph", inlined_sum, "sum sum > once rows"),
+    "a-graph-of-stages": Case("OpFromGraph", inlined_sum, "sum > once rows"),
     # --- lines ------------------------------------------------------------------------------
     "cumulative-columns": Case("CumOp", lambda s: pt.cumsum(s.X, axis=1), "rows"),
     "cumulative-products": Case("CumOp", lambda s: pt.cumprod(s.X, axis=-1), "rows"),

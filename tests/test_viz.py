@@ -31,7 +31,7 @@ ARGUMENTS = [(6,), (1000, 6), (1000,)]
 
 
 @skdtheano.function(target="dask")
-def logistic(w, X, y):  # type: ignore[no-untyped-def]
+def logistic(w: Any, X: Any, y: Any) -> Any:
     centred = X - X.mean(axis=0)
     z = centred.dot(w)
     loss = (pt.log1p(pt.exp(z)) - y * z).mean()
@@ -71,9 +71,9 @@ def test_nodes_have_the_place_and_the_stage_of_the_plan() -> None:
     assert drawn.bands[0] == "inputs" and drawn.bands[-1] == "outputs"
     assert "stage 0: on each of 8 blocks" in drawn.bands
     by_kind = Counter(node.kind for node in drawn.nodes)
-    assert by_kind["input"] == 3 and by_kind["output"] == 3
+    assert by_kind["input"] == 4 and by_kind["output"] == 3
     places = {node.label: node.place for node in drawn.nodes if node.kind == "input"}
-    assert places == {"w": "once", "X": "rows", "y": "rows"}
+    assert places == {"w": "once", "X": "rows", "y": "rows", "n_rows": "once"}
     for node in drawn.nodes:
         band = drawn.bands[node.band]
         if node.kind == "op":
@@ -236,7 +236,7 @@ def test_a_png_needs_cairosvg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return there(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match="pip install cairosvg"):
+    with pytest.raises(ImportError, match=r"skdtheano\[png\]"):
         viz.svg(logistic, tmp_path / "graph.png", *ARGUMENTS)
     assert not list(tmp_path.iterdir())
 

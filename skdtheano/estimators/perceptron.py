@@ -5,7 +5,6 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,10 +16,16 @@ from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from skdtheano import engine
 from skdtheano.estimators.batch_order import batch_order
+from skdtheano.estimators.fitted_state import (
+    OptimizerState,
+    initialize,
+    keep,
+    optimizer_of,
+    progress_of,
+)
 from skdtheano.estimators.reading import Targets, is_distributed
 from skdtheano.estimators.training_data import TrainingData, data_at_site, data_in_memory
 from skdtheano.graphs.network import Network
-from skdtheano.graphs.optimizers import SGD, Adam, Optimizer
 from skdtheano.runtime.local import LocalRuntime
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import HeldOut
@@ -43,38 +48,6 @@ from skdtheano.training import (
     fit_lbfgs,
     fit_stochastic,
 )
-
-
-@dataclass(frozen=True)
-class OptimizerState:
-    """What a fitted model keeps so that `partial_fit` can go on.
-
-    As in scikit-learn, `partial_fit` goes on with the optimizer that it finds, whatever
-    parameters have been set since; `fit` makes a new one.
-
-    Attributes
-    ----------
-    rule : Optimizer
-        With its numbers.
-    schedule : {"constant", "invscaling", "adaptive"}
-    learning_rate_init, power_t : float
-        Of the schedule.
-    learning_rate : float
-        In force now.
-    step : int
-        Steps taken.
-    slots : list of ndarray of shape (n_parameters,)
-        Adam's first and second moments, or SGD's velocity, packed as
-        `skdtheano.runtime.parameters.Layout` says.
-    """
-
-    rule: Optimizer
-    schedule: str
-    learning_rate_init: float
-    power_t: float
-    learning_rate: float
-    step: int
-    slots: list[np.ndarray]
 
 
 def takes_steps(estimator: Any) -> bool:
@@ -261,11 +234,12 @@ class DistributedPerceptron(BaseEstimator, ABC):
         units = (data.n_features, *self._hidden_sizes(), data.n_outputs)
         layout = Layout(units)
         if anew:
-            self._initialize(layout, data, rng)
+            initialize(self, layout, data.row_dtype, rng)
+            self.out_activation_ = self._output()[0]
         self.n_outputs_ = data.n_outputs
         dtype = "float64" if self.solver == "lbfgs" else self.coefs_[0].dtype.name
         theta = layout.pack([*self.coefs_, *self.intercepts_], np.dtype(dtype))
-        optimizer = self._optimizer_state(theta, going_on)
+        optimizer = optimizer_of(self, theta, going_on)
         output, loss = self._output()
         network = Network(
             n_products=len(units) - 1,
@@ -277,77 +251,12 @@ class DistributedPerceptron(BaseEstimator, ABC):
         )
         rule = None if optimizer is None else optimizer.rule.rule
         model = Model(ProgramSpec(network, loss, rule, engine.check_mode(self.mode)), layout)
-        progress = self._progress()
+        progress = progress_of(self)
         if optimizer is None:
             return model, TrainState(theta), progress, None
         progress.learning_rate = optimizer.learning_rate
         state = TrainState(theta, list(optimizer.slots), optimizer.step)
         return model, state, progress, optimizer
-
-    def _optimizer_state(self, theta: np.ndarray, going_on: bool) -> OptimizerState | None:
-        """The optimizer to train with: a new one, or with `partial_fit` the last one."""
-        kept: OptimizerState | None = getattr(self, "_optimizer", None)
-        if going_on and kept is not None:
-            slots = [slot.astype(theta.dtype, copy=False) for slot in kept.slots]
-            return replace(kept, slots=slots)
-        rule: Optimizer
-        if self.solver == "adam":
-            rule = Adam(self.beta_1, self.beta_2, self.epsilon)
-        elif self.solver == "sgd":
-            rule = SGD(self.momentum, bool(self.nesterovs_momentum))
-        else:
-            return None
-        return OptimizerState(
-            rule=rule,
-            # Adam has no schedule: as in scikit-learn, learning_rate is SGD's alone.
-            schedule=self.learning_rate if self.solver == "sgd" else "constant",
-            learning_rate_init=float(self.learning_rate_init),
-            power_t=float(self.power_t),
-            learning_rate=float(self.learning_rate_init),
-            step=0,
-            slots=[np.zeros_like(theta) for _ in range(rule.n_slots)],
-        )
-
-    def _initialize(
-        self, layout: Layout, data: TrainingData, rng: np.random.RandomState
-    ) -> None:
-        """Draw parameters by Glorot & Bengio (2010), in scikit-learn's order of draws."""
-        factor = 2.0 if self.activation == "logistic" else 6.0
-        self.coefs_, self.intercepts_ = [], []
-        for fan_in, fan_out in zip(layout.units, layout.units[1:], strict=False):
-            bound = np.sqrt(factor / (fan_in + fan_out))
-            coef = rng.uniform(-bound, bound, (fan_in, fan_out))
-            intercept = rng.uniform(-bound, bound, fan_out)
-            self.coefs_.append(coef.astype(data.row_dtype, copy=False))
-            self.intercepts_.append(intercept.astype(data.row_dtype, copy=False))
-        self.n_layers_ = len(layout.units)
-        self.n_iter_ = 0
-        self.t_ = 0
-        self.out_activation_ = self._output()[0]
-        for learned in (
-            "loss_curve_",
-            "best_loss_",
-            "validation_scores_",
-            "best_validation_score_",
-            "_no_improvement_count",
-            "_optimizer",
-        ):
-            self.__dict__.pop(learned, None)
-
-    def _progress(self) -> Progress:
-        """The history that a warm start goes on with."""
-        progress = Progress(float(self.learning_rate_init), rows_seen=self.t_)
-        progress.loss_curve = list(getattr(self, "loss_curve_", []))
-        progress.no_improvement = getattr(self, "_no_improvement_count", 0)
-        if self.early_stopping:
-            progress.best_loss = None
-            progress.validation_scores = list(getattr(self, "validation_scores_", None) or [])
-            best = getattr(self, "best_validation_score_", None)
-            progress.best_validation_score = -np.inf if best is None else best
-        else:
-            best = getattr(self, "best_loss_", None)
-            progress.best_loss = np.inf if best is None else best
-        return progress
 
     def _train_by_steps(
         self,
@@ -384,20 +293,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
             # Without any finite score scikit-learn goes back to where a first fit began.
             theta = best if best is not None else (initial if anew else theta)
         self.coefs_, self.intercepts_ = model.layout.unpack(theta)
-        self._optimizer = replace(
-            optimizer,
-            learning_rate=progress.learning_rate,
-            step=final.step,
-            slots=final.slots,
-        )
-        self.n_iter_ = progress.n_iter
-        self.t_ = progress.rows_seen
-        self.loss_ = progress.loss
-        self.loss_curve_ = progress.loss_curve
-        self.best_loss_ = progress.best_loss
-        self.validation_scores_ = progress.validation_scores
-        self.best_validation_score_ = progress.best_validation_score
-        self._no_improvement_count = progress.no_improvement
+        keep(self, progress, optimizer, final)
 
     def _train_full_batch(self, data: TrainingData, model: Model, state: TrainState) -> None:
         runtime = _runtime(data, model, state, None)

@@ -92,13 +92,7 @@ def data_at_site(
 ) -> TrainingData:
     """Training rows from any mix of dask collections and data in memory.
 
-    Parameters
-    ----------
-    estimator : BaseEstimator
-        Given ``n_features_in_`` and ``feature_names_in_``, or checked against them.
-    targets : Targets
-    reset : bool
-        Learn the features anew.
+    Parameters and errors are those of `skdtheano.estimators.reading.read_aligned`.
     """
     if y is None:
         raise ValueError(

@@ -12,7 +12,6 @@ from dask.base import is_dask_collection
 
 from skdtheano.engine import Variable
 from skdtheano.functions.arguments import to_dask_or_numpy
-from skdtheano.functions.calling import GraphFunction, Options, TracedFunction
 from skdtheano.functions.costs import Cost, cost_of, is_listed, op_name
 from skdtheano.functions.explanation import (
     CombineCost,
@@ -21,7 +20,10 @@ from skdtheano.functions.explanation import (
     StageCost,
     speedup_of,
 )
+from skdtheano.functions.graph_function import GraphFunction
 from skdtheano.functions.lengths import Shape, SizedPiece, SizedStage, sized_stages
+from skdtheano.functions.options import Options
+from skdtheano.functions.traced_function import TracedFunction
 from skdtheano.graphs.plan import Plan
 from skdtheano.runtime.lazy import FAN_IN
 
@@ -134,9 +136,9 @@ def cut_call(
     ]
     stand_ins = [v for v, said in zip(given, arguments, strict=True) if _is_shape(said)]
     if isinstance(f, TracedFunction):
-        graph, bound, _ = f._traced_for(given, named)
+        graph, bound, _ = f.traced_for(given, named)
     else:
-        graph, bound = f, f._bound(given, named)
+        graph, bound = f, f.bound(given, named)
     values = [
         to_dask_or_numpy(value, symbol, place)
         for place, (symbol, value) in enumerate(zip(graph.inputs, bound, strict=True))

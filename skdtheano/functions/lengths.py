@@ -293,6 +293,8 @@ class _Run:
         if plan.first_row is not None:
             for block, start in zip(self.here, np.cumsum([0, *rows[:-1]]), strict=True):
                 block[plan.first_row] = np.asarray(start, np.int64)
+        if plan.n_rows is not None:
+            self.known[plan.n_rows] = np.asarray(sum(rows), np.int64)
 
     def _filled(self, shape: Sequence[float], dtype: str) -> np.ndarray:
         # Indices stay 0, which every array with rows has.

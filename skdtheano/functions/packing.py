@@ -28,6 +28,8 @@ def pack(plan: Plan, mode: str, name: str) -> Staged:
     }
     if plan.first_row is not None:
         numbers[plan.first_row] = len(numbers)
+    if plan.n_rows is not None:
+        numbers[plan.n_rows] = len(numbers)
     for result in _results(plan):
         numbers[result.symbol] = len(numbers)
         axes[result.symbol] = result.axis
@@ -58,6 +60,7 @@ def pack(plan: Plan, mode: str, name: str) -> Staged:
         n_arguments=len(plan.inputs),
         row_axes=tuple(axes[symbol] for symbol in plan.inputs),
         first_row=None if plan.first_row is None else numbers[plan.first_row],
+        n_rows=None if plan.n_rows is None else numbers[plan.n_rows],
         outputs=tuple(numbers[symbol] for symbol in plan.outputs),
         output_axes=plan.row_axes,
     )

@@ -120,7 +120,8 @@ def block_graph(network: Network, loss: str) -> SumsGraph:
     [stage, *more] = plan.stages
     results = {result.symbol: result for result in stage.block.results}
     odd = {r.combine.verb for r in results.values() if r.combine is not None} - {"sum"}
-    if odd or any(s.block.results for s in more) or stage.once.results:
+    several = any(s.block.results for s in more) or stage.once.results
+    if odd or several or plan.n_rows is not None:
         raise ValueError(f"The loss {loss!r} is no sum over rows: its plan is {plan}.")
     return SumsGraph(
         inputs=list(plan.inputs),

@@ -48,7 +48,7 @@ class Partial:
 
 @dataclass(frozen=True)
 class RowCount:
-    """The number of rows: here of the block's own; their sum is the table's."""
+    """The number of rows, of any rank: here of the block's own, and known of the table."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,13 @@ class PlacementError(ValueError):
     """A graph cannot be cut by rows as it is; the message names the node and what to do."""
 
 
-class NeedWhole(Exception):
-    """A node needs the whole of some inputs that are parts.
+class Need(Exception):
+    """A node cannot be placed as its inputs are.
 
     Attributes
     ----------
     inputs : tuple of int
+        Those that it needs in another way.
     """
 
     def __init__(self, inputs: Sequence[int]) -> None:
@@ -84,32 +85,25 @@ class NeedWhole(Exception):
         self.inputs = tuple(inputs)
 
 
-class NeedNumbers(Exception):
-    """A node needs the rows' numbers in the table, not in the block.
-
-    Attributes
-    ----------
-    inputs : tuple of int
-    """
-
-    def __init__(self, inputs: Sequence[int]) -> None:
-        super().__init__(inputs)
-        self.inputs = tuple(inputs)
+class NeedWhole(Need):
+    """A node needs the whole of some inputs that are parts."""
 
 
-class NeedRows(Exception):
+class NeedNumbers(Need):
+    """A node needs the rows' numbers in the table, not in the block."""
+
+
+class NeedRows(Need):
     """A node needs all rows of some inputs at one place.
 
     Attributes
     ----------
-    inputs : tuple of int
     reason : str
         Why, and what the user can write instead.
     """
 
     def __init__(self, inputs: Sequence[int], reason: str) -> None:
-        super().__init__(reason)
-        self.inputs = tuple(inputs)
+        super().__init__(inputs)
         self.reason = reason
 
 
@@ -132,8 +126,6 @@ def combine_of(placement: Placement) -> tuple[str, int | None]:
     """How the parts of a value become the whole: a verb and, for some, an axis."""
     if isinstance(placement, Partial):
         return placement.combine, None
-    if isinstance(placement, RowCount):
-        return "sum", None
     if isinstance(placement, RowShape):
         return "shape", placement.axis
     if isinstance(placement, Same):

@@ -78,6 +78,7 @@ class Plan:
     The program that it stands for::
 
         known = dict(zip(inputs, arguments))            # rows: one value per block
+        known |= {n_rows: number of all rows, first_row: by block, that of its first}
         for stage in stages:
             known |= stage.once(known)
             per_block = [stage.block(known, b) for b in blocks]
@@ -96,6 +97,8 @@ class Plan:
         The axis of the rows of each output; None for a value that is one.
     first_row : Variable or None
         Symbol for the number of the block's first row in the table, if any piece needs it.
+    n_rows : Variable or None
+        Symbol for the number of rows of the table, if it is needed.
     per_block : frozenset of Variable
         Symbols of which each block has a value of its own.
     """
@@ -106,4 +109,5 @@ class Plan:
     outputs: tuple[Variable, ...]
     row_axes: tuple[int | None, ...]
     first_row: Variable | None
+    n_rows: Variable | None
     per_block: frozenset[Variable]

@@ -15,6 +15,7 @@ from skdtheano.graphs.placement import (
     PlacementError,
     Replicated,
     Rewritten,
+    RowCount,
     RowNumbers,
     Rows,
     Same,
@@ -48,7 +49,14 @@ def split(
     """
     splitter = _Splitter(inputs, placements, gather)
     plan = splitter.split(outputs)
-    verify(plan, inputs, splitter.merged, splitter.rewritten, splitter.numbered)
+    verify(
+        plan,
+        inputs,
+        splitter.merged,
+        splitter.rewritten,
+        splitter.numbered,
+        splitter.counted,
+    )
     return plan
 
 
@@ -99,11 +107,13 @@ class _Splitter:
         self.known_at: dict[Variable, int] = dict.fromkeys(self.symbols, 0)
         self.drafts: list[_Draft] = []
         self.first_row: Variable | None = None
+        self.n_rows: Variable | None = None
         self.nodes: dict[Any, Any] = {}
         self.used: set[Variable] = set()
         #: What was put in the place of variables of the graph, for `verify`.
         self.rewritten: dict[Variable, Variable] = {}
         self.numbered: dict[Variable, Variable] = {}
+        self.counted: dict[tuple[Any, int], Variable] = {}
 
     # --- placing --------------------------------------------------------------------------
 
@@ -111,12 +121,14 @@ class _Splitter:
         self.merged = merged = symbolic.merged(list(self.values), outputs)
         found = [self._value(variable) for variable in merged]
         symbols, axes = [], []
-        for value in found:
+        for k, value in enumerate(found):
             if isinstance(value.placement, RowNumbers):
                 value = self._numbered(value)
-            rows = isinstance(value.placement, Rows)
             axes.append(_axis_of(value.placement))
-            symbols.append(self._kept(value) if rows else self._once(self._whole(value)))
+            if isinstance(value.placement, Rows):
+                symbols.append(self._kept(value))
+            else:
+                symbols.append(self._once(self._whole(value, (None, k))))
         stages = self._stages(symbols)
         return Plan(
             self.symbols,
@@ -125,6 +137,7 @@ class _Splitter:
             tuple(symbols),
             tuple(axes),
             self.first_row,
+            self.n_rows,
             frozenset(self.per_block),
         )
 
@@ -162,7 +175,7 @@ class _Splitter:
                 verdict = place_node(ours, [value.placement for value in inputs])
             except NeedWhole as need:
                 for i in need.inputs:
-                    inputs[i] = self._whole(inputs[i])
+                    inputs[i] = self._whole(inputs[i], (node, i))
                 continue
             except NeedNumbers as need:
                 for i in need.inputs:
@@ -171,7 +184,10 @@ class _Splitter:
             except NeedRows as need:
                 if not self.gather:
                     raise self._error(node, need) from None
-                inputs = [self._whole(self._numbered(value)) for value in inputs]
+                inputs = [
+                    self._whole(self._numbered(value), (node, i))
+                    for i, value in enumerate(inputs)
+                ]
                 continue
             break
         stage = max((value.stage for value in inputs), default=0)
@@ -209,12 +225,27 @@ class _Splitter:
             self.drafts.append(_Draft())
         return self.drafts[stage]
 
-    def _whole(self, value: _Value) -> _Value:
+    def _whole(self, value: _Value, read_by: tuple[Any, int]) -> _Value:
         """The value, combined from all blocks if each block has a part."""
         if isinstance(value.placement, Replicated):
             return value
+        if isinstance(value.placement, RowCount):
+            counted = self._counted(value)
+            self.counted[read_by] = counted.variable
+            return counted
+        return self._combined(value, is_output=read_by[0] is None)
+
+    def _combined(self, value: _Value, is_output: bool) -> _Value:
+        """The whole of a part; of a view, as a view of the whole, so it travels once."""
         combine = Combine(*combine_of(value.placement))
         results = self._draft(value.stage).block
+        below = self._seen_by(value)
+        if below is not None and not (is_output and (below.variable, combine) not in results):
+            whole = self._combined(below, is_output)
+            node = self._node(value.variable.owner, [whole.variable])
+            view = _Value(node.outputs[0], REPLICATED, whole.stage)
+            self._set(view.variable, view)
+            return view
         key = (value.variable, combine)
         if key not in results:
             axis = combine.axis if combine.verb == "rows" else None
@@ -223,6 +254,15 @@ class _Splitter:
             self.known_at[symbol] = value.stage + 1
             self._set(symbol, _Value(symbol, REPLICATED, value.stage + 1))
         return self.values[results[key].symbol]
+
+    def _seen_by(self, value: _Value) -> _Value | None:
+        """The part that a part is a view of, if it combines alike."""
+        node = value.variable.owner
+        if node is None or not symbolic.is_view(node) or isinstance(value.placement, Rows):
+            return None
+        below = self.where.get(node.inputs[0])
+        alike = below is not None and below.placement == value.placement
+        return below if alike else None
 
     def _numbered(self, value: _Value) -> _Value:
         """Row numbers of the table, from those of the block."""
@@ -238,6 +278,21 @@ class _Splitter:
         self.numbered[number] = value.variable
         self._set(self.first_row, _Value(self.first_row, Same(), 0))
         return numbered
+
+    def _counted(self, value: _Value) -> _Value:
+        """The number of rows of the table, which is known before the first stage."""
+        if self.n_rows is None:
+            self.n_rows = engine.scalar("n_rows", dtype="int64")
+            self.known_at[self.n_rows] = 0
+        like = value.variable
+        count = self.n_rows
+        if like.dtype != count.dtype:
+            count = engine.made_where(engine.cast(count, like.dtype), like)
+        if like.ndim:
+            count = engine.made_where(count.dimshuffle(*["x"] * like.ndim), like)
+        counted = _Value(count, REPLICATED, 0)
+        self._set(count, counted)
+        return counted
 
     def _kept(self, value: _Value) -> Variable:
         """The symbol of rows that stay on their blocks; an input is its own."""
@@ -342,7 +397,9 @@ class _Splitter:
             variable = variable.owner.inputs[0]
         if variable in self.known_at or symbolic.is_constant(variable):
             return True
-        return symbolic.is_made_of_constants(variable)
+        is_number = all(variable.type.broadcastable)
+        known = {self.n_rows} if is_number and self.n_rows is not None else set()
+        return symbolic.is_made_of_constants(variable, known)
 
 
 def _axis_of(placement: Placement) -> int | None:

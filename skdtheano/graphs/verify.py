@@ -19,6 +19,7 @@ def verify(
     outputs: Sequence[Variable],
     rewritten: Mapping[Variable, Variable],
     numbered: Mapping[Variable, Variable],
+    counted: Mapping[tuple[Any, int], Variable],
 ) -> None:
     """Check a plan against the graph that it was made from.
 
@@ -31,6 +32,9 @@ def verify(
         Variables of the graph, and what a rule has put in their place.
     numbered : dict
         Row numbers of the table that were made from those of a block.
+    counted : dict
+        Nodes of the graph and their inputs that were the number of rows of a block, and
+        that of the table, which they read instead. Outputs have None for a node.
 
     Raises
     ------
@@ -40,7 +44,7 @@ def verify(
     _check_order(plan)
     _check_once(plan)
     pieces = _Inliner(
-        {symbol: symbol for symbol in plan.inputs}, rewritten, numbered, plan.first_row
+        {symbol: symbol for symbol in plan.inputs}, rewritten, numbered, {}, plan.first_row
     )
     for stage in plan.stages:
         for piece in (stage.once, stage.block):
@@ -49,17 +53,20 @@ def verify(
     theirs = [pieces.inlined(symbol) for symbol in plan.outputs]
     # What a rule has put in is written with the symbols of combined values.
     known = {**pieces.known, **dict(zip(inputs, plan.inputs, strict=True))}
-    whole = _Inliner(known, rewritten, numbered, plan.first_row)
-    ours = [whole.inlined(variable) for variable in outputs]
-    graphs = [symbolic.merged(plan.inputs, graph) for graph in (ours, theirs)]
-    assert symbolic.same_graph(plan.inputs, *graphs), (
+    whole = _Inliner(known, rewritten, numbered, counted, plan.first_row)
+    ours = [
+        counted.get((None, k), whole.inlined(variable)) for k, variable in enumerate(outputs)
+    ]
+    leaves = [*plan.inputs, *([] if plan.n_rows is None else [plan.n_rows])]
+    graphs = [symbolic.merged(leaves, graph) for graph in (ours, theirs)]
+    assert symbolic.same_graph(leaves, *graphs), (
         "the pieces of the plan do not add up to the graph"
     )
 
 
 def _check_order(plan: Plan) -> None:
     """Every piece reads only what is known, and a piece that runs once reads no block."""
-    known = {*plan.inputs, plan.first_row}
+    known = {*plan.inputs, plan.first_row, plan.n_rows}
     for number, stage in enumerate(plan.stages):
         for what, piece in (("once", stage.once), ("block", stage.block)):
             unknown = [v for v in piece.inputs if v not in known]
@@ -91,7 +98,7 @@ def _check_once(plan: Plan) -> None:
 
 
 def _inputs_in_order(plan: Plan, piece: Piece) -> list[Variable]:
-    symbols = [*plan.inputs, *([plan.first_row] if plan.first_row is not None else [])]
+    symbols = [*plan.inputs, *(v for v in (plan.first_row, plan.n_rows) if v is not None)]
     for stage in plan.stages:
         symbols += [r.symbol for r in (*stage.once.results, *stage.block.results)]
     return symbols
@@ -105,9 +112,11 @@ class _Inliner:
         known: dict[Variable, Variable],
         rewritten: Mapping[Variable, Variable],
         numbered: Mapping[Variable, Variable],
+        counted: Mapping[tuple[Any, int], Variable],
         first_row: Variable | None,
     ) -> None:
         self.known = known
+        self.counted = counted
         self.replaced = {**rewritten, **numbered}
         self.first_row = first_row
 
@@ -131,7 +140,10 @@ class _Inliner:
             elif top.owner is None:
                 self.known[top] = top
             else:
-                inputs = [self.known[v] for v in top.owner.inputs]
+                inputs = [
+                    self.counted.get((top.owner, i), self.known[v])
+                    for i, v in enumerate(top.owner.inputs)
+                ]
                 same = self._unnumbered(top.owner, inputs)
                 if same is not None:
                     self.known[top] = same

@@ -24,6 +24,11 @@ FAN_IN = 8
 #: Replicated arguments of more bytes have a key of their own in the graph.
 _LARGE = 1024
 
+#: Programs of more bytes have a key of their own. Others go along with each task: who holds
+#: one of a task's dependencies is a place to run it for dask, which would take some blocks
+#: to the holder of the program.
+_LARGE_PROGRAM = 2**16
+
 
 @dataclass(frozen=True)
 class Outline:
@@ -87,8 +92,8 @@ class _Builder:
         self.of_blocks: dict[int, list[Any]] = {}
         for number, argument in enumerate(arguments):
             self._add_argument(number, argument, staged.row_axes[number])
-        if staged.first_row is not None:
-            self._add_first_rows(staged.first_row)
+        if staged.first_row is not None or staged.n_rows is not None:
+            self._add_row_numbers()
 
     def _key(self, what: str) -> str:
         return f"{self.name}-{what}-{self.token}"
@@ -105,21 +110,29 @@ class _Builder:
         else:
             self.known[number] = argument
 
-    def _add_first_rows(self, number: int) -> None:
+    def _add_row_numbers(self) -> None:
+        """The number of each block's first row, and that of all rows."""
+        blocks = range(len(self.row_chunks))
+        starts: list[Any]
+        n_rows: Any
         if not np.isnan(self.row_chunks).any():
-            starts = np.cumsum([0, *self.row_chunks[:-1]]).astype(np.int64)
-            self.of_blocks[number] = [np.asarray(start) for start in starts]
-            return
-        rows = next(i for i, axis in enumerate(self.staged.row_axes) if axis is not None)
-        axis, lengths = self.staged.row_axes[rows], self._key("lengths")
-        for b, block in enumerate(self.of_blocks[rows]):
-            self.tasks[lengths, b] = (_length, block, axis)
-        counted = [(lengths, b) for b in range(len(self.row_chunks))]
-        self.tasks[self._key("starts")] = (_starts, counted)
-        first = self._key("first-row")
-        for b in range(len(self.row_chunks)):
-            self.tasks[first, b] = (getitem, self._key("starts"), b)
-        self.of_blocks[number] = [(first, b) for b in range(len(self.row_chunks))]
+            *starts, n_rows = _starts([int(length) for length in self.row_chunks])
+        else:
+            rows = next(i for i, axis in enumerate(self.staged.row_axes) if axis is not None)
+            axis, length = self.staged.row_axes[rows], self._key("length")
+            for b, block in enumerate(self.of_blocks[rows]):
+                self.tasks[length, b] = (_length, block, axis)
+            ends = self._key("row-numbers")
+            self.tasks[ends] = (_starts, [(length, b) for b in blocks])
+            first, n_rows = self._key("first-row"), self._key("n-rows")
+            if self.staged.first_row is not None:
+                self.tasks.update({(first, b): (getitem, ends, b) for b in blocks})
+            self.tasks[n_rows] = (getitem, ends, len(blocks))
+            starts = [(first, b) for b in blocks]
+        if self.staged.first_row is not None:
+            self.of_blocks[self.staged.first_row] = starts
+        if self.staged.n_rows is not None:
+            self.known[self.staged.n_rows] = n_rows
 
     def add_stages(self) -> None:
         for number, (once, block) in enumerate(
@@ -130,7 +143,9 @@ class _Builder:
             if block is not None:
                 self._add_blocks(block, number)
 
-    def _program(self, step: Step, what: str) -> str:
+    def _program(self, step: Step, what: str) -> Step | str:
+        if len(step.source.payload) <= _LARGE_PROGRAM:
+            return step
         key = self._key(f"program-{what}")
         self.tasks[key] = step
         return key
@@ -149,15 +164,17 @@ class _Builder:
 
     def _add_blocks(self, step: Step, stage: int) -> None:
         program = self._program(step, f"rows-{stage}")
-        name = self._key(f"rows-{stage}")
+        # One name for all stages: dask goes by the name to guess how long a task takes, and
+        # one that it knows nothing of is half a second to it, worth moving rows for.
+        name = self._key("rows")
         blocks = range(len(self.row_chunks))
         for b in blocks:
             reads = [
                 self.of_blocks[i][b] if i in self.of_blocks else self.known[i]
                 for i in step.reads
             ]
-            self.tasks[name, b] = (run_step, program, *reads)
-        parts = [(name, b) for b in blocks]
+            self.tasks[name, stage, b] = (run_step, program, *reads)
+        parts: list[Any] = [(name, stage, b) for b in blocks]
         combined = [k for k, verb in enumerate(step.verbs) if verb is not None]
         for k, number in enumerate(step.writes):
             if step.verbs[k] is None:
@@ -226,7 +243,8 @@ def _length(block: Any, axis: int) -> int:
 
 
 def _starts(lengths: Sequence[int]) -> list[np.ndarray]:
-    return [np.asarray(start, np.int64) for start in np.cumsum([0, *lengths[:-1]])]
+    """The number of each block's first row, and then that of all rows."""
+    return [np.asarray(start, np.int64) for start in np.cumsum([0, *lengths])]
 
 
 def _pick(results: Sequence[Any], places: Sequence[int]) -> list[Any]:

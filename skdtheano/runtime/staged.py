@@ -47,6 +47,8 @@ class Staged:
         Of the arguments.
     first_row : int or None
         Number of the value that is the block's first row in the table.
+    n_rows : int or None
+        Number of the value that is the number of rows of the table.
     outputs : tuple of int
     output_axes : tuple of (int or None)
     """
@@ -56,6 +58,7 @@ class Staged:
     n_arguments: int
     row_axes: tuple[int | None, ...]
     first_row: int | None
+    n_rows: int | None
     outputs: tuple[int, ...]
     output_axes: tuple[int | None, ...]
 
@@ -167,6 +170,8 @@ def run_here(
     if staged.first_row is not None:
         for b, block in enumerate(here):
             block[staged.first_row] = np.asarray(starts[b], np.int64)
+    if staged.n_rows is not None:
+        known[staged.n_rows] = np.asarray(starts[-1], np.int64)
     for once, step in zip(staged.once, staged.block, strict=True):
         if once is not None:
             known.update(

@@ -144,6 +144,8 @@ class _Drawing:
         given = list(zip(plan.inputs, plan.placements, strict=True))
         if plan.first_row is not None:
             given.append((plan.first_row, SAME))
+        if plan.n_rows is not None:
+            given.append((plan.n_rows, REPLICATED))
         for place, (symbol, placement) in enumerate(given):
             self.placements[symbol] = placement
             details = [
@@ -152,6 +154,8 @@ class _Drawing:
             ]
             if symbol is plan.first_row:
                 details.append(("is", "the number of the block's first row"))
+            if symbol is plan.n_rows:
+                details.append(("is", "the number of all rows"))
             self.givers[symbol] = self._add(
                 Node(
                     symbol.name or f"input {place}",

@@ -58,17 +58,11 @@ def svg(
 
     Parameters
     ----------
-    f : callable
-        Made by `skdtheano.function`.
     path : str or Path
         Of the file, which is written anew; its suffix is ``.svg``, or ``.png``, which
-        CairoSVG draws where it is installed.
-    *arguments : array, dask array or tuple of int
-        As for a call, or shapes; see `skdtheano.explain`.
-    blocks : int or sequence of int, optional
-        As for `skdtheano.explain`.
-    **named
-        Further arguments by name.
+        CairoSVG draws where it is installed (the extra ``png``).
+    f, *arguments, blocks, **named
+        As for `d3viz`.
 
     Returns
     -------
@@ -99,8 +93,8 @@ def _png_drawer(path: str | Path) -> Any:
     except (ImportError, OSError) as error:  # the latter without the cairo library
         raise ImportError(
             f"{path} is a PNG, which CairoSVG draws, and it cannot be imported ({error}): "
-            "pip install cairosvg, with the cairo library of the system. Or write a .svg, "
-            "which needs neither."
+            "pip install 'skdtheano[png]', with the cairo library of the system. Or write a "
+            ".svg, which needs neither."
         ) from error
     return svg2png
 

@@ -68,13 +68,17 @@ def _linear(node: Any, scalar: str, at: list[Placement], parts: list[int]) -> Pl
         return None
     total = Partial("sum")
     factors = [symbolic.constant_of(v) for i, v in enumerate(node.inputs) if i not in parts]
+    if all(at[i] == RowCount() for i in parts):
+        # The number of all rows is known: a sum or a product of it needs no combining.
+        still = scalar == "Mul" and len(parts) == 1 and all(f == 1 for f in factors)
+        return first if still else None
     if scalar in ("Add", "Sub"):
         return total if len(parts) == len(at) else None
     if scalar == "Neg":
         return total
     # inf * 0 and 0 / 0 are no numbers, and a block may have a 0 where the whole has none.
     if scalar == "Mul" and len(parts) == 1 and _are_finite(factors):
-        return first if all(factor == 1 for factor in factors) else total
+        return total
     if scalar == "TrueDiv" and parts == [0] and _are_finite(factors):
         return total if factors[0] != 0 else None
     if scalar == "Second":
@@ -97,8 +101,6 @@ def dimshuffle(node: Any, at: list[Placement]) -> Verdict:
         if placed.axis not in order:
             raise NeedRows([0], "the axis of the rows is taken away as if there were one row")
         return [Rows(order.index(placed.axis))]
-    if isinstance(placed, RowCount):
-        return [placed if not order else Partial("sum")]
     if isinstance(placed, RowShape):
         if order == [0]:
             return [placed]

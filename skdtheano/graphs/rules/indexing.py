@@ -77,8 +77,6 @@ def _part_of_shape(whole: Variable, placed: RowShape, entries: Sequence[Any]) ->
             raise NeedWhole([0])
         if place != placed.axis:
             return SAME
-        if whole.dtype == "float32":  # whose sums of counts would not be exact
-            raise NeedWhole([0])
         return RowCount()
     start = 0 if entry.start is None else symbolic.constant_of(entry.start)
     stop = np.inf if entry.stop is None else symbolic.constant_of(entry.stop)
@@ -146,9 +144,9 @@ def take(node: Any, at: list[Placement]) -> Verdict:
         if isinstance(at[0], RowShape | RowCount):
             raise NeedWhole([0])
         return [at[0] if isinstance(at[0], Partial) else SAME]
-    if isinstance(at[0], RowNumbers):
+    if not isinstance(at[0], Rows):
         raise NeedNumbers([0])
-    axis = at[0].axis  # type: ignore[union-attr]
+    axis = at[0].axis
     if isinstance(full[axis], slice):
         if by_rows or not _is_full(full[axis]):
             raise NeedRows([0], "it picks rows by their place in the table")
@@ -235,7 +233,8 @@ def put(node: Any, at: list[Placement]) -> Verdict:
     if of_rows(at[0]):
         whole_only(at)
         numbers_only(at[:2])
-        axis = at[0].axis  # type: ignore[union-attr]
+    if isinstance(at[0], Rows):
+        axis = at[0].axis
         ndim = n_axes + sum(isinstance(entry, slice) for entry in full)
         if isinstance(full[axis], slice):
             if by_rows or not _is_full(full[axis]):

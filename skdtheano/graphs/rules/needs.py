@@ -44,9 +44,9 @@ def pointwise(node: Any, at: list[Placement], inputs: Sequence[int]) -> Placemen
     numbers_only(at)
     ndim = max(node.inputs[i].ndim for i in inputs)
     axes = {
-        at[i].axis + ndim - node.inputs[i].ndim  # type: ignore[union-attr]
+        placed.axis + ndim - node.inputs[i].ndim
         for i in inputs
-        if isinstance(at[i], Rows)
+        if isinstance(placed := at[i], Rows)
     }
     if not axes:
         whole_only(at)

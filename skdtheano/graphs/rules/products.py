@@ -37,7 +37,7 @@ def blockwise(node: Any, at: list[Placement]) -> Verdict:
         return [SAME] * len(node.outputs)
     if type(node.op.core_op).__name__ == "Dot":
         return [_product(node, at, batch)]
-    if any(at[i].axis >= batch for i in rows):  # type: ignore[union-attr]
+    if any(p.axis >= batch for p in at if isinstance(p, Rows)):
         raise NeedRows(
             rows, f"{type(node.op.core_op).__name__} reads all rows of its input at once"
         )
@@ -48,7 +48,7 @@ def blockwise(node: Any, at: list[Placement]) -> Verdict:
 def _batched(node: Any, at: list[Placement], batch: int) -> Placement:
     """Rows along one of the leading `batch` axes, aligned as by broadcasting."""
     rows = [i for i, p in enumerate(at) if isinstance(p, Rows)]
-    axes = {at[i].axis for i in rows}  # type: ignore[union-attr]
+    axes = {p.axis for p in at if isinstance(p, Rows)}
     if len(axes) > 1:
         raise NeedRows(rows, "rows meet other rows along another axis")
     [axis] = axes
@@ -66,11 +66,11 @@ def _product(node: Any, at: list[Placement], batch: int) -> Placement:
     if not rows:
         return SAME if any(isinstance(p, Same) for p in at) else REPLICATED
     inner = (a.ndim - 1, max(b.ndim - 2, batch))
-    axes = [at[i].axis if i in rows else None for i in (0, 1)]  # type: ignore[union-attr]
+    axes = [p.axis if isinstance(p, Rows) else None for p in at[:2]]
     contracted = [axes[i] == inner[i] for i in (0, 1)]
     if all(contracted):
         return Partial("sum")
-    if any(axes[i] is not None and axes[i] < batch for i in rows):  # type: ignore[operator]
+    if any(axis is not None and axis < batch for axis in axes):
         return _batched(node, at, batch)
     if any(contracted):
         other = node.inputs[1 - contracted.index(True)]

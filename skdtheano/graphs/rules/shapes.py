@@ -90,7 +90,7 @@ def join(node: Any, at: list[Placement]) -> Verdict:
         return [SAME]
     whole_only(at)
     axis = symbolic.constant_of(node.inputs[0])
-    axes = {at[i].axis for i in rows}  # type: ignore[union-attr]
+    axes = {p.axis for p in parts if isinstance(p, Rows)}
     if axis is None or len(axes) > 1 or axes == {int(axis) % node.outputs[0].ndim}:
         raise NeedRows(rows, "tables are joined along their rows. Join them before the call")
     if len(rows) < len(parts):

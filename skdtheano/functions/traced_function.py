@@ -1,0 +1,117 @@
+"""A function of arrays, from a Python function of symbols, traced when it is called."""
+
+import inspect
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from functools import update_wrapper
+from threading import Lock
+from typing import Any
+
+import cloudpickle
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+
+from skdtheano import engine
+from skdtheano.engine import Variable
+from skdtheano.functions.graph_function import GraphFunction
+from skdtheano.functions.options import Options
+
+
+class TracedFunction:
+    """A function of arrays, from a Python function of symbols; made by `function`."""
+
+    def __init__(self, traced: Callable[..., Any], options: Options) -> None:
+        self.traced = traced
+        self.options = options
+        self._signature = inspect.signature(traced)
+        self._functions: dict[Any, tuple[GraphFunction, Any]] = {}
+        self._lock = Lock()
+        update_wrapper(self, traced)
+
+    def __reduce__(self) -> Any:
+        # By value: by name, the module would give this object in the place of its function.
+        return _restored, (cloudpickle.dumps(self.traced), self.options)
+
+    def __dask_tokenize__(self) -> Any:
+        return type(self).__name__, cloudpickle.dumps(self.traced), self.options
+
+    def __repr__(self) -> str:
+        return f"<{self.options.name}{self._signature}, target={self.options.target!r}>"
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        graph, arrays, structure = self.traced_for(arguments, named)
+        found = graph(*arrays)
+        return structure(found)
+
+    def graph_for(self, *arguments: Any, **named: Any) -> GraphFunction:
+        """The function of symbols that a call with such arguments runs."""
+        return self.traced_for(arguments, named)[0]
+
+    def traced_for(
+        self, arguments: Sequence[Any], named: Mapping[str, Any]
+    ) -> tuple[GraphFunction, list[Any], Any]:
+        """The function of symbols for a call, its arrays, and what to make of its outputs."""
+        bound = self._signature.bind(*arguments, **named)
+        bound.apply_defaults()
+        arrays: dict[str, Any] = {}
+        key: list[Any] = []
+        for name, value in _flat(bound, self._signature).items():
+            if value is None or isinstance(value, bool | str | tuple) or callable(value):
+                key.append((name, value))
+                continue
+            if isinstance(value, dd.DataFrame | dd.Series):
+                value = value.to_dask_array()
+            array: Any = value if isinstance(value, da.Array) else np.asarray(value)
+            arrays[name] = array
+            key.append((name, str(array.dtype), array.ndim))
+        with self._lock:
+            made = self._functions.get(tuple(key))
+            if made is None:
+                made = self._trace(bound, arrays)
+                self._functions[tuple(key)] = made
+        graph, structure = made
+        return graph, list(arrays.values()), structure
+
+    def _trace(self, bound: inspect.BoundArguments, arrays: Mapping[str, Any]) -> Any:
+        symbols = {
+            name: engine.tensor(name, str(array.dtype), array.ndim)
+            for name, array in arrays.items()
+        }
+        found = self.traced(*_replaced(bound.args, bound, symbols, self._signature))
+        structure: Callable[[Any], Any] = tuple if isinstance(found, tuple) else _as_it_is
+        outputs = list(found) if isinstance(found, tuple) else found
+        graph = GraphFunction(list(symbols.values()), outputs, None, None, self.options)
+        return graph, structure
+
+
+def _restored(traced: bytes, options: Options) -> TracedFunction:
+    return TracedFunction(pickle.loads(traced), options)
+
+
+def _flat(bound: inspect.BoundArguments, signature: inspect.Signature) -> dict[str, Any]:
+    """Arguments by name; those of ``*args`` are numbered."""
+    flat: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            flat.update({f"{name}_{i}": one for i, one in enumerate(value)})
+        elif signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            raise TypeError(f"**{name} of a traced function has no order. Name the arguments.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _replaced(
+    arguments: Sequence[Any],
+    bound: inspect.BoundArguments,
+    symbols: Mapping[str, Variable],
+    signature: inspect.Signature,
+) -> list[Any]:
+    flat = _flat(bound, signature)
+    assert len(flat) == len(arguments) + len(bound.kwargs)
+    return [symbols.get(name, value) for name, value in flat.items()]
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
