@@ -19,6 +19,8 @@ __all__ = [
     "DEFAULT_MODE",
     "ENGINE",
     "INDICES_ARE_NUMBERED",
+    "Apply",
+    "Op",
     "Variable",
     "accelerator_mode",
     "arange",
@@ -31,10 +33,13 @@ __all__ = [
     "either",
     "equal",
     "exp",
+    "generator_type",
     "gradients",
     "graph_of",
+    "is_generator_type",
     "isnan",
     "log",
+    "made_where",
     "matrix",
     "maximum",
     "maximum_over",
@@ -129,6 +134,26 @@ def _import_merging() -> tuple[Any, Any]:
 
 
 graph_of, merge_equal_nodes = _import_merging()
+
+
+def _import_ops() -> tuple[Any, Any, Any]:
+    """What an Op of our own is made of, and the type of random generators."""
+    if ENGINE == "pytensor":
+        from pytensor.graph.basic import Apply
+        from pytensor.graph.op import Op
+        from pytensor.tensor.random.type import RandomGeneratorType
+
+        return Op, Apply, RandomGeneratorType()
+    return _engine.gof.Op, _engine.gof.Apply, _engine.tensor.raw_random.random_state_type
+
+
+Op, Apply, generator_type = _import_ops()
+
+
+def is_generator_type(kind: Any) -> bool:
+    """Whether a type is of random generators."""
+    return isinstance(kind, type(generator_type))
+
 
 #: PyTensor 3 lists the indices of a node by their number among its inputs.
 INDICES_ARE_NUMBERED = ENGINE == "pytensor" and int(_engine.__version__.split(".")[0]) >= 3
@@ -267,6 +292,8 @@ def as_variable(value: Any, like: Variable) -> Variable:
     """A symbol for a value, of the type of another symbol."""
     if not hasattr(value, "owner"):
         value = np.asarray(value, like.dtype)
+    elif value.type == like.type:
+        return value
     variable = _tensor.as_tensor_variable(value)
     if variable.type == like.type:
         return variable

@@ -104,7 +104,7 @@ def merged(inputs: Sequence[Variable], outputs: Sequence[Variable]) -> list[Vari
     return [back.get(v, v) for v in graph.outputs]
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _Pickler(cloudpickle.Pickler):
     """Pickles graphs that have been compiled: some Ops then keep a function that does not."""
 
     def reducer_override(self, thing: Any) -> Any:

@@ -20,6 +20,13 @@ get_mp_context()
 get_mp_context().set_forkserver_preload(["distributed", "dask.dataframe", "skdtheano"])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process run all tests of clusters, where several share the tests out."""
+    for item in items:
+        if item.get_closest_marker("cluster") is not None:
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
 @pytest.fixture(scope="session")
 def clusters() -> Iterator[Callable[[int], LocalCluster]]:
     """Clusters of worker processes by number of workers, each started once."""

@@ -16,7 +16,13 @@ MAY_IMPORT = {
     "skdtheano.engine": (),
     "skdtheano.symbolic": ("skdtheano.engine",),
     "skdtheano.scans": ("skdtheano.engine", "skdtheano.symbolic"),
-    "skdtheano.graphs": ("skdtheano.engine", "skdtheano.scans", "skdtheano.symbolic"),
+    "skdtheano.draws": ("skdtheano.engine",),
+    "skdtheano.graphs": (
+        "skdtheano.draws",
+        "skdtheano.engine",
+        "skdtheano.scans",
+        "skdtheano.symbolic",
+    ),
     # Symbols end where data begins: of the runtime, only `program` compiles graphs.
     "skdtheano.runtime.program": (
         "skdtheano.engine",
@@ -41,6 +47,7 @@ MAY_IMPORT = {
         "skdtheano.training",
     ),
     "skdtheano.functions": (
+        "skdtheano.draws",
         "skdtheano.engine",
         "skdtheano.functions",
         "skdtheano.graphs",

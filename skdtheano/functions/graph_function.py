@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from dask.base import compute, is_dask_collection, persist
 
-from skdtheano import engine, symbolic
+from skdtheano import draws, engine, symbolic
 from skdtheano.engine import Variable
 from skdtheano.functions.arguments import Cut, cut_by_rows, to_dask_or_numpy
 from skdtheano.functions.options import Options
@@ -39,18 +39,23 @@ class GraphFunction:
                     f"Output {place} is {variable!r}, a {type(variable).__name__}. Outputs "
                     "are symbols, made from those of the inputs."
                 )
-        changes = _pairs(updates, "updates")
-        for shared, _ in changes:
+        given = dict(_pairs(givens, "givens"))
+        changes = dict(_pairs(updates, "updates"))
+        for shared in changes:
             if not hasattr(shared, "get_value"):
                 raise TypeError(f"updates= names {shared!r}, which is no shared variable.")
-        values = [*wanted, *(value for _, value in changes)]
-        values = symbolic.substituted(values, dict(_pairs(givens, "givens")))
+        values = symbolic.substituted([*wanted, *changes.values()], given)
+        for shared in symbolic.shared_variables(values, set(self.inputs)):
+            # As for theano.function: the generators of random streams go on by themselves.
+            following = getattr(shared, "default_update", None)
+            if following is not None and shared not in changes:
+                changes[shared] = following
+                values += symbolic.substituted([following], given)
         self.n_outputs = len(wanted)
-        self.updated = [shared for shared, _ in changes]
+        self.updated = list(changes)
         self.shared = symbolic.shared_variables(values, set(self.inputs))
-        stand_ins = {shared: engine.symbol_like(shared, None) for shared in self.shared}
-        self.outputs = symbolic.substituted(values, stand_ins)
-        self.symbols = [*self.inputs, *stand_ins.values()]
+        self.outputs, held = _with_symbols(values, self.shared)
+        self.symbols = [*self.inputs, *held]
         self._check_leaves()
         self._start()
 
@@ -113,7 +118,7 @@ class GraphFunction:
                 zip(self.inputs, self.bound(arguments, named), strict=True)
             )
         ]
-        values += [np.asarray(shared.get_value()) for shared in self.shared]
+        values += [_value_of(shared) for shared in self.shared]
         if not any(is_dask_collection(value) for value in values):
             return self._finished(self._source()(*values))
         if self.options.target != "dask":
@@ -203,11 +208,39 @@ class GraphFunction:
             values = list(persist(*values))
             following = compute(*values[self.n_outputs :])
             for shared, value in zip(self.updated, following, strict=True):
-                shared.set_value(value)
+                is_generator = draws.is_generator(shared)
+                shared.set_value(draws.unpack_generator(value) if is_generator else value)
         outputs = values[: self.n_outputs]
         if not outputs:
             return None
         return outputs[0] if self.single else outputs
+
+
+def _with_symbols(
+    values: Sequence[Variable], shared: Sequence[Variable]
+) -> tuple[list[Variable], list[Variable]]:
+    """Values over symbols in the place of shared variables; generators are bytes."""
+    symbols: list[Variable] = []
+    stand_ins: dict[Variable, Variable] = {}
+    for variable in shared:
+        if not draws.is_generator(variable):
+            symbols.append(engine.symbol_like(variable, None))
+            stand_ins[variable] = symbols[-1]
+            continue
+        if engine.ENGINE != "pytensor":
+            raise TypeError(
+                f"{variable} is a random stream of {engine.ENGINE}. Draw with NumPy or dask, "
+                "and give the function what was drawn; or use PyTensor."
+            )
+        symbols.append(engine.vector(variable.name, dtype="uint8"))
+        stand_ins[variable] = draws.unpacked(symbols[-1])
+    outputs = symbolic.substituted(values, stand_ins)
+    return [draws.packed(v) if draws.is_generator(v) else v for v in outputs], symbols
+
+
+def _value_of(shared: Variable) -> np.ndarray:
+    value = shared.get_value()
+    return draws.pack_generator(value) if draws.is_generator(shared) else np.asarray(value)
 
 
 def _symbols(inputs: Any) -> list[Variable]:
@@ -219,6 +252,11 @@ def _symbols(inputs: Any) -> list[Variable]:
     for place, symbol in enumerate(inputs):
         if not hasattr(symbol, "owner") or symbolic.is_constant(symbol):
             raise TypeError(f"Input {place} is {symbol!r}, which is no symbol.")
+        if draws.is_generator(symbol) and not hasattr(symbol, "get_value"):
+            raise TypeError(
+                f"Input {symbol} is a random generator, and arguments are arrays. Make it a "
+                "shared variable, with the generator's update in updates=."
+            )
         if hasattr(symbol, "get_value"):
             raise TypeError(
                 f"Input {symbol} is a shared variable, which has a value of its own. Leave it "

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from skdtheano import engine, symbolic
+from skdtheano import draws, engine, symbolic
 from skdtheano.engine import Variable
 from skdtheano.graphs.placement import (
     REPLICATED,
@@ -393,6 +393,8 @@ class _Splitter:
 
     def _is_cheap(self, variable: Variable) -> bool:
         """Whether it is a view of a symbol, or made of constants: no task of its own."""
+        if draws.is_generator(variable):
+            return True  # and no value that travels: it is unpacked where a draw reads it
         while variable.owner is not None and symbolic.is_view(variable.owner):
             variable = variable.owner.inputs[0]
         if variable in self.known_at or symbolic.is_constant(variable):

@@ -46,6 +46,7 @@ from skdtheano.graphs.rules.products import (
     blockwise,
     dot,
 )
+from skdtheano.graphs.rules.random import random_variable, row_generator
 from skdtheano.graphs.rules.shapes import (
     alloc,
     arange,
@@ -151,6 +152,8 @@ RULES: dict[str, Rule] = {
     "ScalarFromTensor": unchanged,
     "Rebroadcast": unchanged,
     "SpecifyShape": specified,
+    "RandomVariable": random_variable,
+    "RowGenerator": row_generator,
     "OpFromGraph": inlined,
     "CumOp": along_axis,
     "SortOp": along_axis,
