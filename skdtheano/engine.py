@@ -38,6 +38,7 @@ __all__ = [
     "graph_of",
     "is_generator_type",
     "isnan",
+    "lengths_of",
     "log",
     "made_where",
     "matrix",
@@ -338,6 +339,13 @@ def symbol_like(variable: Variable, axis: int | None) -> Variable:
             stretched[axis] = False
             kind = kind.clone(broadcastable=tuple(stretched))
     return kind(variable.name)
+
+
+def lengths_of(variable: Variable) -> tuple[int | None, ...]:
+    """The lengths of a tensor that its type tells."""
+    if ENGINE == "pytensor":
+        return tuple(variable.type.shape)
+    return tuple(1 if stretched else None for stretched in variable.type.broadcastable)
 
 
 def made_where(variable: Variable, other: Variable) -> Variable:

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 
-import dask
 import pytest
 
 for library in ("OMP", "MKL", "OPENBLAS"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # as dask does for its workers
+
+import dask  # noqa: E402
+
 dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
 
 from distributed import Client, LocalCluster  # noqa: E402

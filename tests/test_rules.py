@@ -712,7 +712,8 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def test_every_rule_has_a_case() -> None:
-    missing = set(RULES) & op_names() - {case.rule for case in CASES.values()}
+    of_draws = {"RandomVariable", "RowGenerator"}  # tests/test_draws.py
+    missing = set(RULES) & op_names() - {case.rule for case in CASES.values()} - of_draws
     assert sorted(missing) == []
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse
 from dask.base import is_dask_collection
 
+from skdtheano import engine
 from skdtheano.engine import Variable
 from skdtheano.graphs.placement import REPLICATED, Placement, Rows
 
@@ -53,6 +54,13 @@ def to_dask_or_numpy(value: Any, symbol: Variable, place: int) -> Any:
             f"Input {name} is a {type(value).__name__}. Give a dask Array, DataFrame or "
             "Series."
         )
+    if isinstance(value, np.ma.MaskedArray) or isinstance(
+        getattr(value, "_meta", None), np.ma.MaskedArray
+    ):
+        raise TypeError(
+            f"Input {name} is masked, and graphs know no masks. Give value.filled(...), and "
+            "the mask as an input of its own."
+        )
     if scipy.sparse.issparse(value) or hasattr(getattr(value, "_meta", None), "tocsr"):
         raise TypeError(f"Input {name} is sparse, and graphs are dense. Give value.toarray().")
     array = value if isinstance(value, da.Array) else np.asarray(value)
@@ -61,6 +69,13 @@ def to_dask_or_numpy(value: Any, symbol: Variable, place: int) -> Any:
             f"Input {name} has {array.ndim} dimensions, shape {array.shape}, and the function "
             f"was made for {symbol.ndim}: {symbol.type}. Reshape it, or declare the symbol so."
         )
+    for axis, length in enumerate(engine.lengths_of(symbol)):
+        given = array.shape[axis]
+        if length is not None and given != length and not np.isnan(given):
+            raise ValueError(
+                f"Input {name} has the shape {array.shape}, and its symbol says that axis "
+                f"{axis} has length {length}: {symbol.type}."
+            )
     if array.dtype == symbol.dtype:
         return array
     exact = isinstance(array, np.ndarray) and _is_exact(array, symbol.dtype)
@@ -146,8 +161,8 @@ def _with_rows(arguments: Sequence[Any], declared: Sequence[str | None]) -> list
         if cut or said == "rows"
     }
     if not lengths:  # all of one block: the first one tells the length
-        lengths = {len_of(v) for v, is_free in zip(arguments, free, strict=True) if is_free}
-        lengths = {next(iter(lengths))} if lengths else lengths
+        candidates = [v for v, is_free in zip(arguments, free, strict=True) if is_free]
+        lengths = {len_of(value) for value in candidates[:1]}
     with_rows = []
     for value, said, is_free, cut in zip(arguments, declared, free, several, strict=True):
         alone = is_free and not cut and len_of(value) in lengths

@@ -28,7 +28,9 @@ def function(
 
     With ``target="dask"`` and dask arrays, the graph is cut by rows: what runs on each
     block, what is combined over the blocks, and what runs once follow from its Ops. The
-    result is that of the same call with NumPy arrays, up to the rounding of sums.
+    result is that of the same call with NumPy arrays, up to the rounding of sums; but a
+    random variable over rows draws, on each block, from a generator made of the seed and
+    of the number of the block's first row, so other chunks give other draws.
 
     Parameters
     ----------
@@ -38,8 +40,9 @@ def function(
         is called with; strings, bools, None and tuples are passed to it as they are.
     outputs : Variable or list of Variable
     updates : dict or list of pairs, optional
-        Next values of shared variables, set after each call. On dask arrays such a call
-        computes at once.
+        Next values of shared variables, set after each call; a shared variable's own
+        ``default_update`` counts too, as that of a random stream. On dask arrays such a
+        call computes at once.
     givens : dict or list of pairs, optional
         Variables to replace in the graph, with what replaces them.
     on_unused_input : {"raise", "warn", "ignore"}
@@ -90,6 +93,9 @@ def function(
         )
     if gather not in ("error", "allow"):
         raise ValueError(f"gather={gather!r} is neither 'error' nor 'allow'.")
+    twice = sorted(set(rows or ()) & set(replicated))
+    if twice:
+        raise ValueError(f"{twice[0]!r} is named in rows= and in replicated=. Choose one.")
     options = Options(
         on_unused_input=on_unused_input,
         target=target,
@@ -99,6 +105,12 @@ def function(
         replicated=_names(replicated, "replicated"),
         gather=gather == "allow",
     )
+    is_list = inputs is not None and not (callable(inputs) and not hasattr(inputs, "owner"))
+    if not is_list and (updates is not None or givens is not None):
+        raise TypeError(
+            "updates= and givens= go with inputs= and outputs=: a Python function that is "
+            "traced returns what it computes. Give the symbols, as to theano.function."
+        )
     if inputs is None and outputs is None:
         return lambda traced: TracedFunction(traced, _named(options, traced, name))
     if outputs is None and callable(inputs) and not hasattr(inputs, "owner"):

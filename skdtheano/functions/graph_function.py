@@ -1,8 +1,9 @@
 """A function of arrays, from symbols: called here, or cut by the rows of dask arrays."""
 
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from skdtheano.notices import warn_user
 from skdtheano.runtime.lazy import Outline, lazy_outputs
 from skdtheano.runtime.pieces import Source, source_of
 from skdtheano.runtime.staged import Staged
+
+#: Signatures of calls whose shapes are remembered.
+_MAX_OUTLINES = 64
 
 
 class GraphFunction:
@@ -45,12 +49,10 @@ class GraphFunction:
             if not hasattr(shared, "get_value"):
                 raise TypeError(f"updates= names {shared!r}, which is no shared variable.")
         values = symbolic.substituted([*wanted, *changes.values()], given)
-        for shared in symbolic.shared_variables(values, set(self.inputs)):
-            # As for theano.function: the generators of random streams go on by themselves.
-            following = getattr(shared, "default_update", None)
-            if following is not None and shared not in changes:
-                changes[shared] = following
-                values += symbolic.substituted([following], given)
+        # As for theano.function: the generators of random streams go on by themselves.
+        while following := _default_updates(values, set(self.inputs), changes):
+            changes |= following
+            values += symbolic.substituted(list(following.values()), given)
         self.n_outputs = len(wanted)
         self.updated = list(changes)
         self.shared = symbolic.shared_variables(values, set(self.inputs))
@@ -61,13 +63,14 @@ class GraphFunction:
 
     def _start(self) -> None:
         self._lock = Lock()
+        self._updating = RLock()
         self._here: Source | None = None
         self._plans: dict[tuple[Placement, ...], Plan] = {}
         self._staged: dict[tuple[Any, ...], Staged] = {}
-        self._outlines: dict[Any, list[Outline]] = {}
+        self._outlines: OrderedDict[Any, list[Outline]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = ("_lock", "_here", "_plans", "_staged", "_outlines")
+        dropped = ("_lock", "_updating", "_here", "_plans", "_staged", "_outlines")
         state = {name: value for name, value in vars(self).items() if name not in dropped}
         return {"pickled": symbolic.dumps(state)}
 
@@ -112,6 +115,12 @@ class GraphFunction:
     # --- calling ----------------------------------------------------------------------------
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if not self.updated:
+            return self._called(arguments, named)
+        with self._updating:  # or two threads would begin with the same values
+            return self._called(arguments, named)
+
+    def _called(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
         values = [
             to_dask_or_numpy(value, symbol, place)
             for place, (symbol, value) in enumerate(
@@ -195,10 +204,12 @@ class GraphFunction:
             return self._staged[key]
 
     def _outlines_for(self, cut: Cut) -> list[Outline]:
-        key = (cut.placements, shape_key(cut.arguments))
+        staged = self._staged_for(cut.placements, engine.DEFAULT_MODE)
+        key = (cut.placements, shape_key(cut.arguments, staged.row_axes))
         if key not in self._outlines:
-            staged = self._staged_for(cut.placements, engine.DEFAULT_MODE)
             self._outlines[key] = outlines(staged, self.outputs, cut.arguments)
+            while len(self._outlines) > _MAX_OUTLINES:
+                self._outlines.popitem(last=False)
         return self._outlines[key]
 
     def _finished(self, values: list[Any]) -> Any:
@@ -214,6 +225,18 @@ class GraphFunction:
         if not outputs:
             return None
         return outputs[0] if self.single else outputs
+
+
+def _default_updates(
+    values: Sequence[Variable], inputs: set[Variable], changes: Mapping[Variable, Variable]
+) -> dict[Variable, Variable]:
+    """Updates that shared variables bring along, of those that are read and not changed."""
+    found = {
+        shared: getattr(shared, "default_update", None)
+        for shared in symbolic.shared_variables(values, inputs)
+        if shared not in changes
+    }
+    return {shared: update for shared, update in found.items() if update is not None}
 
 
 def _with_symbols(

@@ -58,7 +58,7 @@ class TracedFunction:
         key: list[Any] = []
         for name, value in _flat(bound, self._signature).items():
             if value is None or isinstance(value, bool | str | tuple) or callable(value):
-                key.append((name, value))
+                key.append((name, _typed(value)))
                 continue
             if isinstance(value, dd.DataFrame | dd.Series):
                 value = value.to_dask_array()
@@ -78,7 +78,8 @@ class TracedFunction:
             name: engine.tensor(name, str(array.dtype), array.ndim)
             for name, array in arrays.items()
         }
-        found = self.traced(*_replaced(bound.args, bound, symbols, self._signature))
+        args, kwargs = _replaced(bound, symbols, self._signature)
+        found = self.traced(*args, **kwargs)
         structure: Callable[[Any], Any] = tuple if isinstance(found, tuple) else _as_it_is
         outputs = list(found) if isinstance(found, tuple) else found
         graph = GraphFunction(list(symbols.values()), outputs, None, None, self.options)
@@ -89,28 +90,49 @@ def _restored(traced: bytes, options: Options) -> TracedFunction:
     return TracedFunction(pickle.loads(traced), options)
 
 
+def _typed(value: Any) -> Any:
+    """A value as a key: (1,) and (1.0,) are equal, and trace two graphs."""
+    if isinstance(value, tuple):
+        return tuple(map(_typed, value))
+    return type(value), value
+
+
 def _flat(bound: inspect.BoundArguments, signature: inspect.Signature) -> dict[str, Any]:
     """Arguments by name; those of ``*args`` are numbered."""
     flat: dict[str, Any] = {}
     for name, value in bound.arguments.items():
-        if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
-            flat.update({f"{name}_{i}": one for i, one in enumerate(value)})
-        elif signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
             raise TypeError(f"**{name} of a traced function has no order. Name the arguments.")
-        else:
-            flat[name] = value
+        several = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+        own = _numbered(name, value) if several else {name: value}
+        clash = sorted(set(own) & set(flat))
+        if clash:
+            raise TypeError(f"*{name} gives a second input named {clash[0]!r}. Rename one.")
+        flat.update(own)
     return flat
 
 
+def _numbered(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    return {f"{name}_{i}": one for i, one in enumerate(values)}
+
+
 def _replaced(
-    arguments: Sequence[Any],
     bound: inspect.BoundArguments,
     symbols: Mapping[str, Variable],
     signature: inspect.Signature,
-) -> list[Any]:
-    flat = _flat(bound, signature)
-    assert len(flat) == len(arguments) + len(bound.kwargs)
-    return [symbols.get(name, value) for name, value in flat.items()]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and keyword arguments, with symbols in the place of arrays."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            args += [symbols.get(n, one) for n, one in _numbered(name, value).items()]
+        elif kind is inspect.Parameter.KEYWORD_ONLY:
+            kwargs[name] = symbols.get(name, value)
+        else:
+            args.append(symbols.get(name, value))
+    return args, kwargs
 
 
 def _as_it_is(value: Any) -> Any:

@@ -233,11 +233,14 @@ class Peers:
         """Tell the others why, if the round failed here, and give the comms back."""
         if self._sending:  # a comm is given back when its last part has left
             await asyncio.wait(set(self._sending), timeout=self._deadline)
-        for sending in list(self._sending):
+        unfinished = [sending for sending in self._sending if not sending.done()]
+        for sending in unfinished:
             sending.cancel()
         for rank, comm in list(self._comms.items()):
             try:
-                if reason is not None:
+                if unfinished:  # half a message may have left: nobody is to read on
+                    comm.abort()
+                elif reason is not None:
                     text = f"worker {self._addresses[self.rank]} failed: {reason}"
                     await comm.write(
                         {

@@ -80,8 +80,7 @@ class _Builder:
         row_chunks: Sequence[float],
         name: str,
     ) -> None:
-        steps = [s.source for s in (*staged.once, *staged.block) if s is not None]
-        self.token = tokenize(steps, staged.outputs, list(arguments), tuple(row_chunks))
+        self.token = tokenize(staged, list(arguments), tuple(row_chunks))
         self.staged = staged
         self.arguments = arguments
         self.row_chunks = tuple(row_chunks)
@@ -108,7 +107,7 @@ class _Builder:
             self.tasks[key] = argument
             self.known[number] = key
         else:
-            self.known[number] = argument
+            self.known[number] = argument.copy()  # its owner may go on writing to it
 
     def _add_row_numbers(self) -> None:
         """The number of each block's first row, and that of all rows."""
@@ -118,10 +117,11 @@ class _Builder:
         if not np.isnan(self.row_chunks).any():
             *starts, n_rows = _starts([int(length) for length in self.row_chunks])
         else:
-            rows = next(i for i, axis in enumerate(self.staged.row_axes) if axis is not None)
-            axis, length = self.staged.row_axes[rows], self._key("length")
-            for b, block in enumerate(self.of_blocks[rows]):
-                self.tasks[length, b] = (_length, block, axis)
+            axes = {i: axis for i, axis in enumerate(self.staged.row_axes) if axis is not None}
+            length = self._key("length")
+            for b in blocks:
+                own = [self.of_blocks[i][b] for i in axes]
+                self.tasks[length, b] = (_length, own, list(axes.values()), b)
             ends = self._key("row-numbers")
             self.tasks[ends] = (_starts, [(length, b) for b in blocks])
             first, n_rows = self._key("first-row"), self._key("n-rows")
@@ -238,8 +238,15 @@ def _keys_along(array: da.Array, axis: int) -> list[Any]:
     return keys
 
 
-def _length(block: Any, axis: int) -> int:
-    return int(block.shape[axis])
+def _length(blocks: Sequence[Any], axes: Sequence[int], number: int) -> int:
+    """Rows of a block of each argument, which dask did not know."""
+    lengths = [int(block.shape[axis]) for block, axis in zip(blocks, axes, strict=True)]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"Inputs with rows have different lengths: their blocks {number} have {lengths} "
+            "rows. Chunk sizes that dask does not know must agree block by block."
+        )
+    return lengths[0]
 
 
 def _starts(lengths: Sequence[int]) -> list[np.ndarray]:

@@ -62,7 +62,10 @@ def _linear(node: Any, scalar: str, at: list[Placement], parts: list[int]) -> Pl
         old, new = node.inputs[0].dtype, node.outputs[0].dtype
         if isinstance(first, RowShape) and np.dtype(new).kind == "f":
             return first  # the mean over columns of float32 reads its length so
-        return first if old == new or (old != "bool" and np.can_cast(old, new)) else None
+        # Integers wrap, and in other places once they are wider: those are combined first.
+        wraps = np.dtype(old).kind in "iu" and not isinstance(first, RowCount)
+        widens = old != "bool" and not wraps and np.can_cast(old, new)
+        return first if old == new or widens else None
     sums = all(at[i] in (Partial("sum"), RowCount()) for i in parts)
     if not sums or any(_stretches(node, i) for i in parts):
         return None

@@ -36,7 +36,7 @@ from skdtheano.graphs.rules.needs import (
 def _is_full(entry: Any) -> bool:
     return (
         isinstance(entry, slice)
-        and entry.start is None
+        and (entry.start is None or symbolic.constant_of(entry.start) == 0)
         and entry.stop is None
         and (entry.step is None or symbolic.constant_of(entry.step) == 1)
     )

@@ -154,7 +154,9 @@ def arange(node: Any, at: list[Placement]) -> Verdict:
 
 def checked(node: Any, at: list[Placement]) -> Verdict:
     """An assertion; each block checks what its own rows say, if it holds some of them."""
-    numbers_only(at[1:])
+    numbers_only(at, but=[0])
+    if isinstance(at[0], RowCount | RowShape):
+        raise NeedWhole([0])  # or the check would go where the count goes
     local = of_rows(at[0]) or isinstance(at[0], Partial)
     conditions = [
         i
