@@ -399,7 +399,7 @@ class _Splitter:
             variable = variable.owner.inputs[0]
         if variable in self.known_at or symbolic.is_constant(variable):
             return True
-        is_number = all(variable.type.broadcastable)
+        is_number = all(getattr(variable.type, "broadcastable", (False,)))  # a slice has none
         known = {self.n_rows} if is_number and self.n_rows is not None else set()
         return symbolic.is_made_of_constants(variable, known)
 
