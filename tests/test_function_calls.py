@@ -7,6 +7,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+import scipy.sparse
 from cutting import PYTENSOR, import_from, library, pt
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -140,6 +141,18 @@ def test_the_first_of_several_arrays_of_one_block_has_the_rows() -> None:
         assert_array_equal(found, np.full((n, 3), 8.0))
 
 
+def test_chunks_that_say_another_number_of_rows_are_refused() -> None:
+    """As those of a filter by map_blocks, whose chunks nobody told to be unknown."""
+    x = pt.matrix("x")
+    filtered = lazy(A).map_blocks(lambda block: block[block[:, 0] > 0], dtype=float)
+    with pytest.raises(ValueError, match=r"Block \d of input 'x' has \d rows, and its chunks"):
+        made([x], x.mean(axis=0))(filtered).compute()
+    y = pt.vector("y")
+    f = made([x, y], x.T.dot(y))
+    with pytest.raises(ValueError, match=r"Block \d of input '[xy]' .* another input has"):
+        f(unknown(A), unknown(np.repeat(A[:, 0], 2), 8)).compute()
+
+
 @pytest.mark.skipif(not PYTENSOR, reason="Theano's types know no lengths but 1")
 def test_a_length_that_the_symbol_says_is_checked() -> None:
     x = pt.tensor("x", shape=(None, 3), dtype="float64")
@@ -199,6 +212,35 @@ def test_tuples_of_equal_numbers_of_other_types_are_traced_anew() -> None:
     assert shifted(whole, (1,)).dtype.kind == "i"
     assert shifted(whole, (1.5,)).dtype.kind == "f"
     assert shifted(whole, (1.0,)).dtype.kind == "f"
+
+
+def test_odd_arguments_are_named() -> None:
+    @skdtheano.function(target="dask")
+    def mean(x: Any) -> Any:
+        return x.mean()
+
+    for odd, says in (
+        (np.array(["a", "b"]), "'x' has the dtype <U1"),
+        (scipy.sparse.csr_matrix(A), "'x' is sparse"),
+        (np.ma.masked_greater(A, 0), "'x' is masked"),
+    ):
+        with pytest.raises(TypeError, match=says):
+            mean(odd)
+
+
+def test_a_traced_function_serves_inside_another_and_not_as_a_method() -> None:
+    @skdtheano.function(target="dask")
+    def mean(x: Any) -> Any:
+        return x.mean(axis=0)
+
+    @skdtheano.function(target="dask")
+    def centred(x: Any) -> Any:
+        return x - mean(x)
+
+    assert_allclose(centred(lazy(A)), A - A.mean(axis=0))
+    model = type("Model", (), {"mean": mean})()
+    with pytest.raises(TypeError, match="mean is a method of Model"):
+        model.mean(A)
 
 
 # --- rules ----------------------------------------------------------------------------------

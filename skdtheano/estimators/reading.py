@@ -91,13 +91,18 @@ def is_distributed(*arguments: Any) -> bool:
     Raises
     ------
     TypeError
-        For a future: nothing but its result says what it holds.
+        For a future: nothing but its result says what it holds. For a masked dask array.
     """
     for value in arguments:
         if isinstance(value, Future):
             raise TypeError(
                 f"{value!r} is a Future. Give its result (future.result()), or a collection "
                 "over futures: dask.array.from_delayed, dask.dataframe.from_delayed."
+            )
+        if isinstance(getattr(value, "_meta", None), np.ma.MaskedArray):
+            raise TypeError(
+                f"{value!r} is masked, and what the mask hides would be trained on. Select "
+                "the rows without it, or fill it: dask.array.ma.filled."
             )
     return any(is_dask_collection(value) for value in arguments)
 

@@ -36,6 +36,19 @@ def name_of(symbol: Variable, place: int) -> str:
     return repr(symbol.name) if symbol.name else f"number {place}"
 
 
+def refuse_odd(value: Any, name: str) -> None:
+    """Refuse arrays that would lose what they hold: masked ones, and sparse ones."""
+    if isinstance(value, np.ma.MaskedArray) or isinstance(
+        getattr(value, "_meta", None), np.ma.MaskedArray
+    ):
+        raise TypeError(
+            f"Input {name} is masked, and graphs know no masks. Give value.filled(...), and "
+            "the mask as an input of its own."
+        )
+    if scipy.sparse.issparse(value) or hasattr(getattr(value, "_meta", None), "tocsr"):
+        raise TypeError(f"Input {name} is sparse, and graphs are dense. Give value.toarray().")
+
+
 def to_dask_or_numpy(value: Any, symbol: Variable, place: int) -> Any:
     """The argument as a dask array or an ndarray of the symbol's dtype and rank.
 
@@ -54,15 +67,7 @@ def to_dask_or_numpy(value: Any, symbol: Variable, place: int) -> Any:
             f"Input {name} is a {type(value).__name__}. Give a dask Array, DataFrame or "
             "Series."
         )
-    if isinstance(value, np.ma.MaskedArray) or isinstance(
-        getattr(value, "_meta", None), np.ma.MaskedArray
-    ):
-        raise TypeError(
-            f"Input {name} is masked, and graphs know no masks. Give value.filled(...), and "
-            "the mask as an input of its own."
-        )
-    if scipy.sparse.issparse(value) or hasattr(getattr(value, "_meta", None), "tocsr"):
-        raise TypeError(f"Input {name} is sparse, and graphs are dense. Give value.toarray().")
+    refuse_odd(value, name)
     array = value if isinstance(value, da.Array) else np.asarray(value)
     if array.ndim != symbol.ndim:
         raise ValueError(

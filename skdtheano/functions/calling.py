@@ -38,6 +38,8 @@ def function(
         Symbols, in the order of the arguments. Without `inputs` this is a decorator for a
         Python function of symbols, which is traced once for each dtypes and ranks that it
         is called with; strings, bools, None and tuples are passed to it as they are.
+        What it takes from outside, globals say, keeps the value of that time: pass what
+        changes as an argument.
     outputs : Variable or list of Variable
     updates : dict or list of pairs, optional
         Next values of shared variables, set after each call; a shared variable's own

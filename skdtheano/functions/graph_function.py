@@ -11,7 +11,7 @@ from dask.base import compute, is_dask_collection, persist
 
 from skdtheano import draws, engine, symbolic
 from skdtheano.engine import Variable
-from skdtheano.functions.arguments import Cut, cut_by_rows, to_dask_or_numpy
+from skdtheano.functions.arguments import Cut, cut_by_rows, name_of, to_dask_or_numpy
 from skdtheano.functions.options import Options
 from skdtheano.functions.outlines import outlines, shape_key
 from skdtheano.functions.packing import pack
@@ -143,6 +143,7 @@ class GraphFunction:
             cut.row_chunks,
             self._outlines_for(cut),
             self.options.name,
+            [name_of(symbol, place) for place, symbol in enumerate(self.symbols)],
         )
         return self._finished(arrays)
 

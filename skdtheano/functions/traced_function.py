@@ -14,6 +14,7 @@ import numpy as np
 
 from skdtheano import engine
 from skdtheano.engine import Variable
+from skdtheano.functions.arguments import refuse_odd
 from skdtheano.functions.graph_function import GraphFunction
 from skdtheano.functions.options import Options
 
@@ -39,7 +40,17 @@ class TracedFunction:
     def __repr__(self) -> str:
         return f"<{self.options.name}{self._signature}, target={self.options.target!r}>"
 
+    def __get__(self, instance: Any, owner: Any) -> "TracedFunction":
+        if instance is None:
+            return self
+        raise TypeError(
+            f"{self.options.name} is a method of {type(instance).__name__}, and a function "
+            "of arrays has no self. Decorate a function that takes what it needs of it."
+        )
+
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if any(hasattr(value, "owner") for value in (*arguments, *named.values())):
+            return self.traced(*arguments, **named)  # inside another one that is traced
         graph, arrays, structure = self.traced_for(arguments, named)
         found = graph(*arrays)
         return structure(found)
@@ -62,7 +73,14 @@ class TracedFunction:
                 continue
             if isinstance(value, dd.DataFrame | dd.Series):
                 value = value.to_dask_array()
+            refuse_odd(value, repr(name))
             array: Any = value if isinstance(value, da.Array) else np.asarray(value)
+            if array.dtype.kind not in "biufc":
+                raise TypeError(
+                    f"Input {name!r} has the dtype {array.dtype}, which is not a number's. "
+                    "Encode or convert it before; an option of the function goes in a tuple, "
+                    "a string, a bool or None."
+                )
             arrays[name] = array
             key.append((name, str(array.dtype), array.ndim))
         with self._lock:

@@ -14,6 +14,7 @@ from skdtheano.runtime.staged import (
     Staged,
     Step,
     combine_results,
+    run_block,
     run_step,
     whole_value,
 )
@@ -51,6 +52,7 @@ def lazy_outputs(
     row_chunks: Sequence[float],
     outlines: Sequence[Outline],
     name: str,
+    names: Sequence[str],
 ) -> list[da.Array]:
     """Dask arrays for the outputs of a plan.
 
@@ -66,8 +68,10 @@ def lazy_outputs(
         By output.
     name : str
         Begins the names of the tasks.
+    names : sequence of str
+        Of the arguments, for people.
     """
-    builder = _Builder(staged, arguments, row_chunks, name)
+    builder = _Builder(staged, arguments, row_chunks, name, names)
     builder.add_stages()
     return [builder.output(k, outline) for k, outline in enumerate(outlines)]
 
@@ -79,12 +83,14 @@ class _Builder:
         arguments: Sequence[Any],
         row_chunks: Sequence[float],
         name: str,
+        names: Sequence[str],
     ) -> None:
         self.token = tokenize(staged, list(arguments), tuple(row_chunks))
         self.staged = staged
         self.arguments = arguments
         self.row_chunks = tuple(row_chunks)
         self.name = name
+        self.names = list(names)
         self.tasks: dict[Any, Any] = {}
         #: Where each value is: one key, or one by block.
         self.known: dict[int, Any] = {}
@@ -168,12 +174,15 @@ class _Builder:
         # one that it knows nothing of is half a second to it, worth moving rows for.
         name = self._key("rows")
         blocks = range(len(self.row_chunks))
+        names = [self.names[i] if i < len(self.names) else "of rows" for i in step.reads]
         for b in blocks:
             reads = [
                 self.of_blocks[i][b] if i in self.of_blocks else self.known[i]
                 for i in step.reads
             ]
-            self.tasks[name, stage, b] = (run_step, program, *reads)
+            known = not np.isnan(self.row_chunks[b])
+            n_rows = int(self.row_chunks[b]) if known else None
+            self.tasks[name, stage, b] = (run_block, program, b, n_rows, names, *reads)
         parts: list[Any] = [(name, stage, b) for b in blocks]
         combined = [k for k, verb in enumerate(step.verbs) if verb is not None]
         for k, number in enumerate(step.writes):

@@ -103,6 +103,43 @@ def run_step(step: Step, *values: Any) -> list[Any]:
         return _run_padded(step, arguments, str(error))
 
 
+def run_block(
+    step: Step, number: int, n_rows: int | None, names: Sequence[str], *values: Any
+) -> list[Any]:
+    """Compute a piece on one block, whose rows are as many as dask says.
+
+    Parameters
+    ----------
+    step : Step
+    number : int
+        Of the block, for people.
+    n_rows : int or None
+        Rows of the block; None where dask does not know them.
+    names : sequence of str
+        Of the values, for people.
+
+    Raises
+    ------
+    ValueError
+        If a value has another number of rows: it would count for what it is not.
+    """
+    expected = n_rows
+    for value, axis, name in zip(values, step.read_axes, names, strict=True):
+        if axis is None or isinstance(value, NoRows):
+            continue
+        own = int(np.shape(value)[axis])
+        if expected is None:
+            expected = own
+        if own != expected:
+            told = "its chunks say" if n_rows is not None else "another input has"
+            raise ValueError(
+                f"Block {number} of input {name} has {own} rows, and {told} {expected}. "
+                "Blocks of a filter have unknown lengths: give chunks=(np.nan, ...) to "
+                "map_blocks, and filter all inputs alike; or call compute_chunk_sizes()."
+            )
+    return run_step(step, *values)
+
+
 def _run_padded(step: Step, arguments: Sequence[np.ndarray], error: str) -> list[Any]:
     padded = [
         argument if axis is None else np.zeros_like(argument, shape=_one_row(argument, axis))
