@@ -1,6 +1,6 @@
 """PyMC's logp on dask arrays equals PyMC's own; fits and samples by it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*ArviZ:FutureWarning"),
     pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS:UserWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def compiled_at_once() -> Iterator[None]:
+    """PyMC's own functions too: its default is C, which takes a minute for a model."""
+    from pytensor import config
+
+    with config.change_flags(mode="FAST_COMPILE"):
+        yield
 
 
 @pytest.fixture(scope="module")
