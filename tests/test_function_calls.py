@@ -125,9 +125,7 @@ def test_unknown_lengths_that_differ_are_refused_where_the_number_of_rows_counts
     assert_allclose(dask.compute(*f(unknown(A), unknown(B))), [A.mean(), B.mean()])
     longer = np.concatenate([B, B])
     for wrong in (unknown(longer, 8), lazy(longer, 8)):
-        with pytest.raises(
-            ValueError, match=r"have \[4, 8\] rows|8 rows, and another"
-        ):
+        with pytest.raises(ValueError, match=r"have \[4, 8\] rows|8 rows, and another"):
             dask.compute(*f(unknown(A), wrong))
 
 
