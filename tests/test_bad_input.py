@@ -815,3 +815,13 @@ def test_an_asynchronous_client_is_refused(named: bool, client: Client) -> None:
 
     with refused(ValueError, "client=<Client", "is asynchronous", "asynchronous=False"):
         asyncio.run(fit())
+
+
+def test_masked_dask_arrays_are_refused() -> None:
+    """What a mask hides would be trained on."""
+    X = np.random.RandomState(0).normal(size=(20, 3))
+    lazy = da.from_array(X, chunks=(5, 3))
+    masked = da.ma.masked_greater(lazy, 1)
+    for rows, targets in ((masked, lazy[:, 0]), (lazy, masked[:, 0])):
+        with pytest.raises(TypeError, match="is masked"):
+            DistributedMLPRegressor(max_iter=1).fit(rows, targets)
