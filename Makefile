@@ -28,8 +28,7 @@ test-theano: .venv-theano/ready
 	SKDTHEANO_ENGINE=theano .venv-theano/bin/python $(PYTEST) -m "(parity or cluster) and not table and not exhaustive"
 
 test-lowest: .venv-lowest/ready
-	.venv-lowest/bin/python $(PYTEST) -m "(parity or cluster) and not table and not exhaustive" \
-		-k "not cluster_fit or 2-workers"
+	.venv-lowest/bin/python $(PYTEST) -m "(parity or cluster) and not table and not exhaustive"
 
 # Every row of the parity table on a cluster: about 40 minutes.
 test-exhaustive: .venv/ready

@@ -118,12 +118,12 @@ def covering(
 ) -> Iterator[tuple[Case, tuple[int, str]]]:
     """A selection in which every pair of values of the table meets at least once.
 
-    The values are those of a case's five fields, the number of workers and the chunking;
-    chosen greedily from a seeded sample.
+    The values are those of a case's five fields and of the place, which pairs a number of
+    workers with a chunking; chosen greedily from a seeded sample.
     """
 
     def pairs(case: Case, place: tuple[int, str]) -> frozenset[Any]:
-        values = (*vars(case).items(), *zip(("workers", "chunks"), place, strict=True))
+        values = (*vars(case).items(), ("place", place))
         return frozenset(combinations(values, 2))
 
     everything = list(product(cases, places))

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.parity
 
 #: 205 graphs, each cut in 10 ways.
 PARTS, N_GRAPHS, N_CUTS = range(5), 41, 10
+assert len(PARTS) * N_GRAPHS * N_CUTS >= 2000
 
 #: Sums over up to 30 rows, taken in another order, and what bounded functions make of them.
 RTOL, ATOL = 1e-7, 1e-8
@@ -93,7 +94,7 @@ def test_blocks_give_what_the_whole_gives(part: int) -> None:
 
     law()
     assert counts["cases"] == N_GRAPHS * N_CUTS
-    assert counts["gathered"] < 0.2 * counts["graphs"]
+    assert 0 < counts["gathered"] < 0.15 * counts["graphs"]
     assert len(ops) > 40
 
 

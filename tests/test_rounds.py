@@ -331,8 +331,7 @@ def test_rounds_since_the_best_one_do_not_pile_up_on_the_scheduler(
         clusters(2).scheduler.remove_plugin(plugin.name)
         assert clf.n_iter_ == epochs
         largest[epochs] = plugin.most_at_once
-    # Tasks that were let go may linger on a busy machine; what piles up is three an epoch.
-    assert largest[25] < largest[3] + 25 - 3
+    assert largest[25] <= largest[3] + 4
 
 
 def test_a_worker_lost_between_a_round_and_its_report_changes_nothing(
