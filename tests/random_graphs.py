@@ -415,9 +415,11 @@ ALL_ROWS: list[Callable[[Any], Any]] = [
 ]
 
 
-def over_all_rows(draw: Draw, graph: Graph) -> Value | None:
-    if draw(st.integers(0, 2)):
-        return None
+def rarely_over_all_rows(draw: Draw, graph: Graph) -> Value | None:
+    return None if draw(st.integers(0, 2)) else over_all_rows(draw, graph)
+
+
+def over_all_rows(draw: Draw, graph: Graph) -> Value:
     graph.needs_all_rows = True
     value = pick(draw, [v for v in graph.floats if v.row_axis == 0 and v.ndim <= 2])
     made = draw(st.sampled_from(ALL_ROWS))(value.symbol)
@@ -445,15 +447,15 @@ STEPS: list[Step] = [
     added_by_label,
     row_numbers,
     of_row_count,
-    over_all_rows,
+    rarely_over_all_rows,
 ]
 
 
 @st.composite
-def graphs(draw: Draw) -> Graph:
-    """A graph of a few to a dozen steps."""
+def graphs(draw: Draw, last: Sequence[Step] = ()) -> Graph:
+    """A graph of a few to a dozen steps, and of some that come last."""
     graph = new_graph()
-    for step in draw(st.lists(st.sampled_from(STEPS), min_size=4, max_size=12)):
+    for step in [*draw(st.lists(st.sampled_from(STEPS), min_size=4, max_size=12)), *last]:
         made = step(draw, graph)
         if made is not None:
             graph.made.append(made)

@@ -11,7 +11,7 @@ import pytest
 from cutting import Cutting, gradients, summary
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from random_graphs import Graph, cuts, graphs
+from random_graphs import Graph, cuts, graphs, over_all_rows
 
 import skdtheano
 from skdtheano import PlacementError, symbolic
@@ -73,16 +73,16 @@ def random_graphs(n_graphs: int) -> settings:
     )
 
 
-@pytest.mark.parametrize(
-    "part", [pytest.param(part, marks=[pytest.mark.table] if part else []) for part in PARTS]
-)
-def test_blocks_give_what_the_whole_gives(part: int) -> None:
+def check_law(
+    graphs: st.SearchStrategy[Graph], n_graphs: int, part: int
+) -> tuple[Counter[str], set[str]]:
+    """What was counted, and the names of the Ops, of so many graphs that kept the law."""
     counts: Counter[str] = Counter()
     ops: set[str] = set()
 
     @seed(part)
-    @random_graphs(N_GRAPHS)
-    @given(graphs(), st.lists(cuts, min_size=N_CUTS, max_size=N_CUTS))
+    @random_graphs(n_graphs)
+    @given(graphs, st.lists(cuts, min_size=N_CUTS, max_size=N_CUTS))
     def law(graph: Graph, some_cuts: list[tuple[int, ...]]) -> None:
         cutting, gathered = cutting_of(graph)
         for lengths in some_cuts:
@@ -93,9 +93,22 @@ def test_blocks_give_what_the_whole_gives(part: int) -> None:
         ops.update(op_names(cutting.outputs))
 
     law()
-    assert counts["cases"] == N_GRAPHS * N_CUTS
-    assert 0 < counts["gathered"] < 0.15 * counts["graphs"]
+    assert counts["cases"] == n_graphs * N_CUTS
+    return counts, ops
+
+
+@pytest.mark.parametrize(
+    "part", [pytest.param(part, marks=[pytest.mark.table] if part else []) for part in PARTS]
+)
+def test_blocks_give_what_the_whole_gives(part: int) -> None:
+    counts, ops = check_law(graphs(), N_GRAPHS, part)
+    assert counts["gathered"] < 0.15 * counts["graphs"]
     assert len(ops) > 40
+
+
+def test_so_do_graphs_that_need_all_rows() -> None:
+    counts, _ = check_law(graphs(last=[over_all_rows]), 8, 0)
+    assert counts["gathered"] > counts["graphs"] / 2  # of some, an entry of all rows is enough
 
 
 def test_dask_gives_what_numpy_gives() -> None:

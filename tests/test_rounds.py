@@ -119,16 +119,12 @@ def started_tasks(cluster: LocalCluster, fit: Callable[[], Any]) -> list[str]:
 class EveryTask(SchedulerPlugin):
     name = "every-task"
 
-    def __init__(self, scheduler: Any = None) -> None:
-        self.scheduler = scheduler
+    def __init__(self) -> None:
         self.started: list[str] = []
-        self.most_at_once = 0
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         if finish == "processing":
             self.started.append(str(key))
-        if self.scheduler is not None:
-            self.most_at_once = max(self.most_at_once, len(self.scheduler.tasks))
 
 
 @pytest.mark.parametrize("early_stopping", [False, True])
@@ -316,19 +312,55 @@ def test_a_round_of_one_worker_ends_with_its_caller(
     assert client.run(wait_for_the_end) == dict.fromkeys(client.nthreads(), True)
 
 
+class RoundsAlive(SchedulerPlugin):
+    """The epochs whose tasks a scheduler knows, and the most tasks that it knew at once."""
+
+    name = "rounds-alive"
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.most_at_once = 0
+        self.changed = threading.Condition()
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        with self.changed:
+            self.most_at_once = max(self.most_at_once, len(self.scheduler.tasks))
+            self.changed.notify_all()
+
+    def epochs(self) -> set[int]:
+        keys = map(str, list(self.scheduler.tasks))  # it changes meanwhile
+        return {int(key.split("-")[2]) for key in keys if key.startswith("skdtheano-epoch-")}
+
+    def wait_for(self, epochs: set[int]) -> bool:
+        """Whether they become the only ones: a busy scheduler forgets a little later."""
+        with self.changed:
+            return self.changed.wait_for(lambda: self.epochs() == epochs, timeout=30)
+
+
 def test_rounds_since_the_best_one_do_not_pile_up_on_the_scheduler(
-    clusters: Callable[[int], LocalCluster], client: Client
+    clusters: Callable[[int], LocalCluster], client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     X, y = data("multiclass")
+    scheduler = clusters(2).scheduler
+    run_epoch = ClusterRuntime.run_epoch
     largest = {}
     for epochs in (3, 25):
-        plugin = EveryTask(clusters(2).scheduler)
-        clusters(2).scheduler.add_plugin(plugin)
+        plugin = RoundsAlive(scheduler)
+        scheduler.add_plugin(plugin)
+
+        def run_and_settle(
+            self: Any, epoch: Any, settings: Any, plugin: RoundsAlive = plugin
+        ) -> float:
+            loss = run_epoch(self, epoch, settings)
+            assert plugin.wait_for({settings.epoch}), plugin.epochs()
+            return loss
+
+        monkeypatch.setattr(ClusterRuntime, "run_epoch", run_and_settle)
         clf = DistributedMLPClassifier(
             (3,), early_stopping=True, learning_rate_init=1e-9, max_iter=epochs, random_state=0
         )
         clf.set_params(n_iter_no_change=100).fit(*chunked(X, y))
-        clusters(2).scheduler.remove_plugin(plugin.name)
+        scheduler.remove_plugin(plugin.name)
         assert clf.n_iter_ == epochs
         largest[epochs] = plugin.most_at_once
     assert largest[25] <= largest[3] + 4
