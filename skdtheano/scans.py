@@ -1,5 +1,6 @@
 """The parts of a Scan node: what each step reads and gives."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,27 @@ class Loop:
     constants: list[int]
     inner_constants: list[Variable]
     is_while: bool
+
+
+def loop_along(node: Any, nodes: Iterable[Any]) -> Any:
+    """The first Scan node, of nodes in their order, that steps along what a node picks.
+
+    A part of a part counts, as in ``x[a:][:n]``; None if there is no such loop, or if the
+    node picks no part.
+    """
+    if not _picks(node):
+        return None
+    picked = set(node.outputs)
+    for other in nodes:
+        if type(other.op).__name__ == "Scan" and picked.intersection(other.inputs):
+            return other
+        if _picks(other) and other.inputs[0] in picked:
+            picked.update(other.outputs)
+    return None
+
+
+def _picks(node: Any) -> bool:
+    return type(node.op).__name__ == "Subtensor"
 
 
 def loop_of(node: Any) -> Loop:

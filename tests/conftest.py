@@ -1,66 +1,8 @@
-"""Clusters and data that the tests share."""
+"""What must be set before NumPy and dask are imported; the rest is in `fixtures`."""
 
 import os
-from collections.abc import Callable, Iterator
-
-import pytest
 
 for library in ("OMP", "MKL", "OPENBLAS"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # as dask does for its workers
 
-import dask  # noqa: E402
-
-dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
-
-from distributed import Client, LocalCluster  # noqa: E402
-from distributed.utils import get_mp_context  # noqa: E402
-
-# Workers are forked from a process that has imported what they need and has done nothing
-# else: seconds less for each of the hundred that the tests start and kill. The scripts that
-# the tests run start theirs as dask does by itself.
-get_mp_context()
-get_mp_context().set_forkserver_preload(["distributed", "dask.dataframe", "skdtheano"])
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run all tests of clusters, where several share the tests out."""
-    for item in items:
-        if item.get_closest_marker("cluster") is not None:
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-
-
-@pytest.fixture(scope="session")
-def clusters() -> Iterator[Callable[[int], LocalCluster]]:
-    """Clusters of worker processes by number of workers, each started once."""
-    started: dict[int, LocalCluster] = {}
-
-    def cluster(n_workers: int) -> LocalCluster:
-        if n_workers not in started:
-            started[n_workers] = LocalCluster(
-                n_workers=n_workers, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-            )
-        return started[n_workers]
-
-    yield cluster
-    for one in started.values():
-        one.close()
-
-
-@pytest.fixture
-def client_of(clusters: Callable[[int], LocalCluster]) -> Iterator[Callable[[int], Client]]:
-    """A client of a shared cluster of so many workers; it is the current client."""
-    opened: list[Client] = []
-
-    def client(n_workers: int) -> Client:
-        opened.append(Client(clusters(n_workers)))
-        return opened[-1]
-
-    yield client
-    for one in reversed(opened):  # each gives the current client back to the one before
-        one.close()
-
-
-@pytest.fixture
-def client(client_of: Callable[[int], Client]) -> Client:
-    """A client of the shared cluster of two workers."""
-    return client_of(2)
+pytest_plugins = ["fixtures"]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,19 @@ def log_softmax(x: Any, axis: int) -> Any:
         return pt.special.log_softmax(x, axis=axis)
     logsoftmax = import_from("tensor.nnet", "logsoftmax")
     return logsoftmax(x) if axis in (1, -1) else logsoftmax(x.T).T
+
+
+def tanh_of_sum(x: Any, state: Any) -> Any:
+    return pt.tanh(state + x)
+
+
+def looped(sequence: Any, start: Any, step: Callable[..., Any] = tanh_of_sum) -> Any:
+    """The last state of a loop."""
+    # PyTensor warns unless it is told to return no updates; Theano cannot be told.
+    is_told = "return_updates" in signature(library.scan).parameters
+    more = {"return_updates": False} if is_told else {}
+    states = library.scan(step, sequences=[sequence], outputs_info=[start], **more)
+    return (states if is_told else states[0])[-1]
 
 
 def softmax(x: Any, axis: int) -> Any:

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 
 import skdtheano
 from skdtheano import PlacementError, engine, explain
-from skdtheano.functions.explaining import cut_call
+from skdtheano.functions.cut_calls import cut_call
 from skdtheano.functions.explanation import quantity, speedup_of
 from skdtheano.functions.packing import pack
 from skdtheano.runtime.staged import run_step

@@ -1,6 +1,7 @@
 """Calls of a function side by side and one after another, and arguments of odd kinds."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import dask
@@ -8,7 +9,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse
-from cutting import PYTENSOR, import_from, library, pt
+from cutting import PYTENSOR, import_from, library, looped, pt
 from numpy.testing import assert_allclose, assert_array_equal
 
 import skdtheano
@@ -268,3 +269,70 @@ def test_a_slice_from_0_is_all_rows() -> None:
     assert_allclose(made([x], x[0:, 1])(lazy(A)), A[:, 1])
     with pytest.raises(PlacementError, match="by their place"):
         made([x], x[1:, 1])(lazy(A))
+
+
+# --- options of a function that is traced ---------------------------------------------------
+
+
+def scaled(X: Any, axis: int = 0, w: Any = None, shift: float = 1.0) -> Any:
+    total = X.sum(axis=axis) + shift
+    return total if w is None else total * w
+
+
+def test_what_is_not_given_stays_a_number_of_pythons_own() -> None:
+    f = skdtheano.function(scaled, target="dask", replicated=["w", "shift"])
+    assert_allclose(f(lazy(A)), A.sum(axis=0) + 1)
+    assert_allclose(f(lazy(A), w=np.arange(3.0)), (A.sum(axis=0) + 1) * np.arange(3))
+    assert_allclose(f(lazy(A), shift=2.5), A.sum(axis=0) + 2.5)
+    by_rows = skdtheano.function(partial(scaled, axis=1), target="dask")
+    assert_allclose(by_rows(lazy(A)), A.sum(axis=1) + 1)
+    assert by_rows(lazy(A)).name.startswith("scaled-")
+
+
+def test_a_name_of_several_inputs_is_no_input() -> None:
+    f = skdtheano.function(lambda *arrays: arrays[0], target="dask", replicated=["arrays"])
+    with pytest.raises(ValueError, match=r"'arrays'.*arrays_0"):
+        f(lazy(A))
+
+
+def test_a_number_that_is_a_symbol_where_its_value_is_needed_is_named() -> None:
+    f = skdtheano.function(scaled, target="dask")
+    with pytest.raises(TypeError) as caught:
+        f(lazy(A), axis=1)
+    [note] = caught.value.__notes__
+    assert "'axis' was given as a whole number" in note
+    assert "functools.partial" in note
+
+
+# --- what is refused, and what there is instead ---------------------------------------------
+
+
+def test_a_loop_along_rows_is_named_and_not_what_it_picks() -> None:
+    x = pt.matrix("x")
+    last = looped(x, pt.zeros((3,)), lambda row, total: total + row)
+    with pytest.raises(PlacementError, match=r"(?s)^(for\{|Scan).*steps along the rows") as e:
+        made([x], last)(lazy(A))
+    assert "gather='allow'" in str(e.value)
+    assert_allclose(made([x], last, gather="allow")(lazy(A)), A.sum(axis=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("cumsum", "da.cumsum"), ("sort", "da.topk"), ("argsort", "da.argtopk")],
+)
+def test_lines_along_the_rows_say_what_dask_has(name: str, instead: str) -> None:
+    x = pt.matrix("x")
+    sort = import_from("tensor.sort", name) if name != "cumsum" else pt.cumsum
+    with pytest.raises(PlacementError, match=instead):
+        made([x], sort(x, axis=0))(lazy(A))
+
+
+@pytest.mark.skipif(not PYTENSOR, reason="Theano has no ignore_duplicates for indices")
+def test_additions_of_which_the_last_one_counts_are_not_summed_over_blocks() -> None:
+    x, labels = pt.matrix("x"), pt.lvector("labels")
+    Y = np.arange(12) % 4
+    where = pt.zeros((4, 3))[labels]
+    with pytest.raises(PlacementError, match="only the last one is added"):
+        made([x, labels], pt.inc_subtensor(where, x, ignore_duplicates=True))(lazy(A), lazy(Y))
+    summed = made([x, labels], pt.inc_subtensor(where, x))(lazy(A), lazy(Y))
+    assert_allclose(summed, A.reshape(3, 4, 3).sum(axis=0))

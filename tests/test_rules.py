@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +13,8 @@ from cutting import (
     cut_values,
     gradients,
     import_from,
-    library,
     log_softmax,
+    looped,
     pt,
     softmax,
     summary,
@@ -162,18 +161,6 @@ def op_names() -> set[str]:
             yield from below(one)
 
     return set(below(op_class))
-
-
-def looped(sequence: Any, start: Any) -> Any:
-    # PyTensor warns unless it is told to return no updates; Theano cannot be told.
-    is_told = "return_updates" in signature(library.scan).parameters
-    states = library.scan(
-        lambda x, state: pt.tanh(state + x),
-        sequences=[sequence],
-        outputs_info=[start],
-        **({"return_updates": False} if is_told else {}),
-    )
-    return (states if is_told else states[0])[-1]
 
 
 def slope_of_softmax(s: Any) -> Any:
@@ -666,7 +653,7 @@ REFUSED: dict[str, Refused] = {
         ),
         "in a batch",
     ),
-    "loop-over-rows": Refused("Subtensor", lambda s: looped(s.X, s.b), "rows by their place"),
+    "loop-over-rows": Refused("Subtensor", lambda s: looped(s.X, s.b), "steps along the rows"),
     "no-rule": Refused(
         None,
         lambda s: import_from("tensor.extra_ops", "FillDiagonal")()(s.X, 0.5),

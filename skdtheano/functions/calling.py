@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from skdtheano import engine
@@ -37,7 +38,8 @@ def function(
     inputs : list of Variable
         Symbols, in the order of the arguments. Without `inputs` this is a decorator for a
         Python function of symbols, which is traced once for each dtypes and ranks that it
-        is called with; strings, bools, None and tuples are passed to it as they are.
+        is called with; strings, bools, None and tuples are passed to it as they are, and
+        so is what it has by default or by `functools.partial`.
         What it takes from outside, globals say, keeps the value of that time: pass what
         changes as an argument.
     outputs : Variable or list of Variable
@@ -127,5 +129,6 @@ def _names(given: Sequence[str], argument: str) -> tuple[str, ...]:
 
 
 def _named(options: Options, traced: Callable[..., Any], name: str | None) -> Options:
-    given = str(name or getattr(traced, "__name__", "function"))
+    inner = traced.func if isinstance(traced, partial) else traced
+    given = str(name or getattr(inner, "__name__", "function"))
     return replace(options, name=given.strip("<>"))

@@ -2,7 +2,9 @@
 
 import inspect
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
 from functools import update_wrapper
 from threading import Lock
 from typing import Any
@@ -63,8 +65,7 @@ class TracedFunction:
         self, arguments: Sequence[Any], named: Mapping[str, Any]
     ) -> tuple[GraphFunction, list[Any], Any]:
         """The function of symbols for a call, its arrays, and what to make of its outputs."""
-        bound = self._signature.bind(*arguments, **named)
-        bound.apply_defaults()
+        bound = self._signature.bind(*arguments, **named)  # defaults are the function's own
         arrays: dict[str, Any] = {}
         key: list[Any] = []
         for name, value in _flat(bound, self._signature).items():
@@ -96,12 +97,36 @@ class TracedFunction:
             name: engine.tensor(name, str(array.dtype), array.ndim)
             for name, array in arrays.items()
         }
-        args, kwargs = _replaced(bound, symbols, self._signature)
-        found = self.traced(*args, **kwargs)
+        replaced = _replaced(bound, symbols, self._signature)
+        try:
+            found = self.traced(*replaced.args, **replaced.kwargs)
+        except Exception as error:
+            numbers = [name for name, array in arrays.items() if _is_option(array)]
+            if numbers:
+                error.add_note(
+                    f"{' and '.join(map(repr, numbers))} was given as a whole number, which "
+                    f"{self.options.name} sees as a symbol. Where it needs the value, as for "
+                    "an axis, bind it before: functools.partial(f, axis=1)."
+                )
+            raise
         structure: Callable[[Any], Any] = tuple if isinstance(found, tuple) else _as_it_is
         outputs = list(found) if isinstance(found, tuple) else found
-        graph = GraphFunction(list(symbols.values()), outputs, None, None, self.options)
-        return graph, structure
+        options = self._options_for(symbols)
+        return GraphFunction(list(symbols.values()), outputs, None, None, options), structure
+
+    def _options_for(self, symbols: Container[str]) -> Options:
+        """The options, but for names of parameters that are no arrays in this call."""
+        absent = {
+            name
+            for name, parameter in self._signature.parameters.items()
+            if parameter.kind is not inspect.Parameter.VAR_POSITIONAL and name not in symbols
+        }
+        rows, replicated = self.options.rows, self.options.replicated
+        return replace(
+            self.options,
+            rows=None if rows is None else tuple(n for n in rows if n not in absent),
+            replicated=tuple(n for n in replicated if n not in absent),
+        )
 
 
 def _restored(traced: bytes, options: Options) -> TracedFunction:
@@ -138,19 +163,22 @@ def _replaced(
     bound: inspect.BoundArguments,
     symbols: Mapping[str, Variable],
     signature: inspect.Signature,
-) -> tuple[list[Any], dict[str, Any]]:
-    """Positional and keyword arguments, with symbols in the place of arrays."""
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
+) -> inspect.BoundArguments:
+    """The arguments of a call, with symbols in the place of arrays."""
+    replaced: dict[str, Any] = {}
     for name, value in bound.arguments.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            args += [symbols.get(n, one) for n, one in _numbered(name, value).items()]
-        elif kind is inspect.Parameter.KEYWORD_ONLY:
-            kwargs[name] = symbols.get(name, value)
+        if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            replaced[name] = tuple(
+                symbols.get(n, one) for n, one in _numbered(name, value).items()
+            )
         else:
-            args.append(symbols.get(name, value))
-    return args, kwargs
+            replaced[name] = symbols.get(name, value)
+    return inspect.BoundArguments(signature, OrderedDict(replaced))
+
+
+def _is_option(array: Any) -> bool:
+    """Whether it may have been meant as an option, such as an axis."""
+    return isinstance(array, np.ndarray) and array.ndim == 0 and array.dtype.kind in "iu"
 
 
 def _as_it_is(value: Any) -> Any:

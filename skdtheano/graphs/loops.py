@@ -33,6 +33,12 @@ PlaceNode = Callable[[Any, list[Placement]], Verdict]
 _MAX_SUMS = 6
 
 
+ALONG_ROWS = (
+    "the loop steps along the rows, one after another. Compute on all rows at once, without "
+    "the loop, or let it step along another axis"
+)
+
+
 def scan(node: Any, at: list[Placement], place_node: PlaceNode) -> Verdict:
     """Place a loop by placing one of its steps."""
     loop = scans.loop_of(node)
@@ -54,7 +60,7 @@ def scan(node: Any, at: list[Placement], place_node: PlaceNode) -> Verdict:
     timed = [*loop.sequences, *(state.outer for state in loop.states)]
     along = [i for i in timed if at[i] == Rows(0)]
     if along:
-        raise NeedRows(along, "the loop steps along the rows, one after another")
+        raise NeedRows(along, ALONG_ROWS)
     reason = "no placement of its states fits"
     for chosen in product((False, True), repeat=min(len(sums), _MAX_SUMS)):
         summed = {k for k, is_sum in zip(sums, chosen, strict=False) if is_sum}

@@ -1,11 +1,13 @@
 """Cutting a graph by rows: each value gets a placement, and each combine begins a stage."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from skdtheano import draws, engine, symbolic
+from skdtheano import draws, engine, scans, symbolic
 from skdtheano.engine import Variable
+from skdtheano.graphs import loops
+from skdtheano.graphs.cutting_out import cut_out
 from skdtheano.graphs.placement import (
     REPLICATED,
     NeedNumbers,
@@ -211,6 +213,9 @@ class _Splitter:
         return self.nodes[key]
 
     def _error(self, node: Any, need: NeedRows) -> PlacementError:
+        loop = scans.loop_along(node, symbolic.toposort(self.merged, ()))
+        if loop is not None:  # it picks its steps; the loop is what the user wrote
+            return self._error(loop, NeedRows([0], loops.ALONG_ROWS))
         place = engine.place_in_source(node)
         where = f" (made at {place})" if place else ""
         return PlacementError(
@@ -326,53 +331,19 @@ class _Splitter:
         stages: list[Stage] = []
         for number in reversed(range(len(self.drafts))):
             draft = self.drafts[number]
-            block = self._piece(draft.block.values(), number, self._reads_in_block)
-            once = self._piece(draft.once.values(), number, self._reads_once)
+            block = self._piece(draft.block, number, self._reads_in_block)
+            once = self._piece(draft.once, number, self._reads_once)
             # A block of an earlier stage may have been asked for more by now.
             stages.append(Stage(once, block))
         return tuple(reversed(stages))
 
     def _piece(
         self,
-        results: Any,
+        results: Mapping[Any, Result],
         stage: int,
         reads: Callable[[Variable, int], Variable | None],
     ) -> Piece:
-        """Replace what other pieces compute by symbols, and list the symbols read."""
-        replaced: dict[Variable, Variable] = {}
-        inputs: dict[Variable, None] = {}
-        wanted = list(results)
-
-        def visit(variable: Variable) -> Variable:
-            stack = [variable]
-            while stack:
-                top = stack[-1]
-                if top in replaced:
-                    stack.pop()
-                    continue
-                if top in self.known_at:
-                    inputs[top] = None
-                    replaced[top] = top
-                    continue
-                symbol = reads(top, stage)
-                if symbol is not None:
-                    inputs[symbol] = None
-                    replaced[top] = symbol
-                    continue
-                if top.owner is None:
-                    replaced[top] = top
-                    continue
-                waiting = [v for v in top.owner.inputs if v not in replaced]
-                if waiting:
-                    stack.extend(waiting)
-                    continue
-                node = symbolic.rebuild(top.owner, [replaced[v] for v in top.owner.inputs])
-                for old, new in zip(top.owner.outputs, node.outputs, strict=True):
-                    replaced.setdefault(old, new)
-            return replaced[variable]
-
-        cut = tuple(replace(result, value=visit(result.value)) for result in wanted)
-        return Piece(tuple(inputs), cut)
+        return cut_out(list(results.values()), self.known_at, lambda v: reads(v, stage))
 
     def _reads_in_block(self, variable: Variable, stage: int) -> Variable | None:
         """The symbol under which a block finds a value that it does not compute itself."""

@@ -9,7 +9,7 @@ import numpy as np
 from skdtheano import engine, symbolic
 from skdtheano.engine import Variable
 from skdtheano.functions.costs import op_name
-from skdtheano.functions.explaining import CutCall, cut_call
+from skdtheano.functions.cut_calls import CutCall, cut_call
 from skdtheano.functions.lengths import Shape, SizedPiece
 from skdtheano.graphs.placement import (
     REPLICATED,

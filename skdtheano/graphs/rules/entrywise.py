@@ -236,6 +236,15 @@ def unchanged(node: Any, at: list[Placement]) -> Verdict:
     return [at[0]] * len(node.outputs)
 
 
+#: What there is for the rows of a dask array.
+_INSTEAD = {
+    "CumOp": ". Give the function what da.cumsum or da.cumprod makes of the rows",
+    "SortOp": ". For the largest rows there is da.topk, for quantiles da.percentile, and a "
+    "dask DataFrame has sort_values; call them before",
+    "ArgSortOp": ". For the places of the largest rows there is da.argtopk; call it before",
+}
+
+
 def along_axis(node: Any, at: list[Placement]) -> Verdict:
     """Ops that read a whole line along one axis, which must not be that of the rows."""
     numbers_only(at)
@@ -250,7 +259,9 @@ def along_axis(node: Any, at: list[Placement]) -> Verdict:
     if axis is None and len(node.inputs) > 1:
         axis = symbolic.constant_of(node.inputs[1])
     if axis is None or int(axis) % node.inputs[0].ndim == placed.axis:
+        name = type(node.op).__name__
         raise NeedRows(
-            [0], f"{type(node.op).__name__} along the rows needs all of them in their order"
+            [0],
+            f"{name} along the rows needs all of them in their order" + _INSTEAD.get(name, ""),
         )
     return [placed] * len(node.outputs)

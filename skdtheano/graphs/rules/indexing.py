@@ -255,6 +255,12 @@ def put(node: Any, at: list[Placement]) -> Verdict:
                 "rows set entries of a replicated array, and the last one wins. Add instead "
                 "(inc_subtensor)",
             )
+        if getattr(node.op, "ignore_duplicates", False):
+            raise NeedRows(
+                [i for i, p in enumerate(at) if of_rows(p)],
+                "of rows with equal indices only the last one is added. Leave "
+                "ignore_duplicates out, so that all are",
+            )
         if isinstance(at[1], PARTS):
             raise NeedWhole([1])
         if not by_rows:
