@@ -1,8 +1,8 @@
-"""What must be set before NumPy and dask are imported; the rest is in `fixtures`."""
+"""What must be set before NumPy and dask are imported; the rest is in `shared_clusters`."""
 
 import os
 
 for library in ("OMP", "MKL", "OPENBLAS"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # as dask does for its workers
 
-pytest_plugins = ["fixtures"]
+pytest_plugins = ["shared_clusters"]

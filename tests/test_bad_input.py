@@ -144,6 +144,14 @@ BAD: dict[str, Bad] = {
         lambda: (blocks(X), blocks(LABELS), weights()[:80]),
         ("X has 90 rows", "sample_weight has 80", "Give one"),
     ),
+    "sample_weight is a column, dask": Bad(
+        lambda: (blocks(X), blocks(LABELS), blocks(weights()[:, np.newaxis])),
+        ("Sample weights must be 1D", r"got 1 column\(s\)", r"\[:, 0\]"),
+    ),
+    "sample_weight is a column, numpy": Bad(
+        lambda: (blocks(X), blocks(LABELS), weights()[:, np.newaxis]),
+        ("Sample weights must be 1D", r"got 1 column\(s\)", r"\[:, 0\]"),
+    ),
     "NaN in X": Bad(
         lambda: (blocks(having(X, (63, 2), np.nan)), blocks(LABELS)),
         ("X contains NaN", r"block 2, row 3 .*\(row 63 .*column 2", "drop"),

@@ -272,9 +272,10 @@ def check_weights(weights: Table) -> None:
     ValueError
     """
     for report in weights.reports:
-        if report.n_columns not in (None, 1):
+        if report.n_columns is not None:
             raise ValueError(
-                f"Sample weights must be 1D array or scalar, got {report.n_columns} columns."
+                f"Sample weights must be 1D array or scalar, got {report.n_columns} "
+                "column(s). Give one of them, as in sample_weight[:, 0]."
             )
         if np.dtype(report.dtype).kind not in "fiub":
             raise ValueError(
