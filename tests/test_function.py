@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 from dask.delayed import delayed
+from dask.utils import key_split
 from distributed import Client
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -319,6 +320,9 @@ def test_task_names_begin_with_the_name_of_the_function() -> None:
     assert any(name.startswith("logistic-rows-0-") for name in names)
     assert any(name.startswith("logistic-combine-0-") for name in names)
     assert residual.name.startswith("logistic-0-")
+    # The dashboard's bars are named after what comes before the token.
+    bars = {key_split(key) for array in (residual, gradient) for key in array.dask}
+    assert {"logistic-rows", "logistic-combine", "logistic"} <= bars
 
 
 def test_persist_and_slices_of_a_result_work() -> None:
