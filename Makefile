@@ -11,10 +11,13 @@ PYTHON_THEANO ?= $(shell for p in $(PYTHON) python3.11; do \
 	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
 
-.PHONY: demo test test-pytensor test-theano test-lowest test-exhaustive lint docs clean
+.PHONY: demo environments test test-pytensor test-theano test-lowest test-exhaustive lint docs clean
 
 demo: .venv/ready
 	.venv/bin/python examples/flights.py
+
+# Each lane makes its own if need be; with -j, these are made side by side.
+environments: .venv/ready .venv-lowest/ready $(if $(PYTHON_THEANO),.venv-theano/ready)
 
 test: lint test-pytensor
 	@if [ -n "$(PYTHON_THEANO)" ]; then $(MAKE) test-theano; \

@@ -48,9 +48,11 @@ __all__ = [
     "minimum",
     "place_in_source",
     "scalar",
+    "shapes_of",
     "shared",
     "sigmoid",
     "sqrt",
+    "stacked",
     "switch",
     "symbol_like",
     "tanh",
@@ -124,17 +126,19 @@ def _import_engine() -> tuple[Any, Any, Any, Any]:
 _engine, _tensor, sigmoid, _modes = _import_engine()
 
 
-def _import_merging() -> tuple[Any, Any]:
-    """The engine's class of graphs, and what makes equal nodes of one into one."""
+def _import_rewriting() -> tuple[Any, Any, Any]:
+    """The engine's class of graphs, what makes equal nodes of one into one, and lengths."""
     if ENGINE == "pytensor":
         from pytensor.graph.fg import FunctionGraph
         from pytensor.graph.rewriting.basic import MergeOptimizer
+        from pytensor.tensor.rewriting.shape import ShapeFeature
 
-        return FunctionGraph, MergeOptimizer().rewrite
-    return _engine.gof.FunctionGraph, _engine.gof.opt.MergeOptimizer().optimize
+        return FunctionGraph, MergeOptimizer().rewrite, ShapeFeature
+    gof = _engine.gof
+    return gof.FunctionGraph, gof.opt.MergeOptimizer().optimize, _tensor.opt.ShapeFeature
 
 
-graph_of, merge_equal_nodes = _import_merging()
+graph_of, _merge, _Shapes = _import_rewriting()
 
 
 def _import_ops() -> tuple[Any, Any, Any]:
@@ -179,6 +183,7 @@ switch = _tensor.switch
 tanh = _tensor.tanh
 vector = _tensor.vector
 zeros_like = _tensor.zeros_like
+stacked = _tensor.stack
 
 # FAST_COMPILE compiles an MLP's gradient at once; numba's kernels run it faster, after some
 # 20 s of compilation. docs/design.md has the figures.
@@ -346,6 +351,31 @@ def lengths_of(variable: Variable) -> tuple[int | None, ...]:
     if ENGINE == "pytensor":
         return tuple(variable.type.shape)
     return tuple(1 if stretched else None for stretched in variable.type.broadcastable)
+
+
+def merge_equal_nodes(graph: Any) -> None:
+    """Make equal nodes of a graph into one, in place."""
+    with _compiler:
+        _merge(graph)
+
+
+def shapes_of(
+    inputs: Sequence[Variable], outputs: Sequence[Variable]
+) -> tuple[list[Variable], list[tuple[Variable, ...]]]:
+    """The lengths of outputs as graphs, by what each Op says of its outputs' shapes.
+
+    Returns
+    -------
+    inputs : list of Variable
+        Clones, which the lengths are made of.
+    lengths : list of tuple of Variable
+        Scalars, by output and axis.
+    """
+    with _compiler:
+        graph = graph_of(list(inputs), list(outputs), clone=True)
+        shapes = _Shapes()
+        graph.attach_feature(shapes)
+        return list(graph.inputs), [tuple(shapes.shape_of[v]) for v in graph.outputs]
 
 
 def made_where(variable: Variable, other: Variable) -> Variable:

@@ -134,7 +134,8 @@ def graph_key(inputs: Sequence[Variable], outputs: Sequence[Variable]) -> str:
         if variable not in numbers:  # a constant
             numbers[variable] = len(numbers)
             data = variable.data
-            digest.update(f"constant {variable.type!r}".encode())
+            # Theano's types do not tell lengths.
+            digest.update(f"constant {variable.type!r} {np.shape(data)}".encode())
             digest.update(
                 data.tobytes() if isinstance(data, np.ndarray) else pickle.dumps(data)
             )

@@ -132,10 +132,12 @@ def test_dask_gives_what_numpy_gives() -> None:
         ]
         found = function(*lazy)
         assert all(isinstance(array, da.Array) for array in found)
-        for ours, theirs in zip(
-            dask.compute(*found, scheduler="synchronous"), function(*arguments), strict=True
-        ):
+        computed = dask.compute(*found, scheduler="synchronous")
+        for told, ours, theirs in zip(found, computed, function(*arguments), strict=True):
             assert np.shape(ours) == np.shape(theirs)
+            assert (told.ndim, told.dtype) == (np.ndim(ours), ours.dtype)
+            lengths = zip(told.shape, np.shape(ours), strict=True)
+            assert all(np.isnan(n) or n == own for n, own in lengths)
             np.testing.assert_allclose(ours, theirs, RTOL, ATOL)
         counts["cases"] += 1
         counts["unknown"] += not known

@@ -38,8 +38,8 @@ def function(
     inputs : list of Variable
         Symbols, in the order of the arguments. Without `inputs` this is a decorator for a
         Python function of symbols, which is traced once for each dtypes and ranks that it
-        is called with; strings, bools, None and tuples are passed to it as they are, and
-        so is what it has by default or by `functools.partial`.
+        is called with; strings, bools, None, tuples and callables are passed to it as they
+        are, and so is what it has by default or by `functools.partial`.
         What it takes from outside, globals say, keeps the value of that time: pass what
         changes as an argument.
     outputs : Variable or list of Variable

@@ -25,9 +25,10 @@ def explain(
         Made by `skdtheano.function`, with any target.
     *arguments : array, dask array or tuple of int
         As for a call; or, by position, shapes. A shape stands for an array of the input's
-        dtype, of float64 where `f` is traced. Dask arrays are cut by rows as in a call. If
-        there is none, the longest argument along axis 0 is cut, and those as long, but for
-        what the function's `rows` and `replicated` say.
+        dtype, of float64 where `f` is traced; a tuple that is an option goes by name. Dask
+        arrays are cut by rows as in a call. If there is none, the longest argument
+        along axis 0 is cut, and those as long, but for what the function's `rows` and
+        `replicated` say.
     blocks : int or sequence of int, optional
         How many blocks of rows, or how many rows each has. By default those of the dask
         arrays, and 16 where there are none.

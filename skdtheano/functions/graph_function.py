@@ -1,7 +1,6 @@
 """A function of arrays, from symbols: called here, or cut by the rows of dask arrays."""
 
 import pickle
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock, RLock
 from typing import Any
@@ -13,18 +12,15 @@ from skdtheano import draws, engine, symbolic
 from skdtheano.engine import Variable
 from skdtheano.functions.arguments import Cut, cut_by_rows, name_of, to_dask_or_numpy
 from skdtheano.functions.options import Options
-from skdtheano.functions.outlines import outlines, shape_key
+from skdtheano.functions.outlines import Outlines
 from skdtheano.functions.packing import pack
 from skdtheano.graphs.placement import Placement
 from skdtheano.graphs.plan import Plan
 from skdtheano.graphs.splitting import split
 from skdtheano.notices import warn_user
-from skdtheano.runtime.lazy import Outline, lazy_outputs
+from skdtheano.runtime.lazy import lazy_outputs
 from skdtheano.runtime.pieces import Source, source_of
 from skdtheano.runtime.staged import Staged
-
-#: Signatures of calls whose shapes are remembered.
-_MAX_OUTLINES = 64
 
 
 class GraphFunction:
@@ -67,7 +63,7 @@ class GraphFunction:
         self._here: Source | None = None
         self._plans: dict[tuple[Placement, ...], Plan] = {}
         self._staged: dict[tuple[Any, ...], Staged] = {}
-        self._outlines: OrderedDict[Any, list[Outline]] = OrderedDict()
+        self._outlines: Outlines | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         dropped = ("_lock", "_updating", "_here", "_plans", "_staged", "_outlines")
@@ -141,7 +137,7 @@ class GraphFunction:
             self._staged_for(cut.placements, self.options.mode),
             cut.arguments,
             cut.row_chunks,
-            self._outlines_for(cut),
+            self._shapes().of(cut.arguments),
             self.options.name,
             [name_of(symbol, place) for place, symbol in enumerate(self.symbols)],
         )
@@ -204,14 +200,11 @@ class GraphFunction:
                 self._staged[key] = pack(self.plan(placements), mode, self.options.name)
             return self._staged[key]
 
-    def _outlines_for(self, cut: Cut) -> list[Outline]:
-        staged = self._staged_for(cut.placements, engine.DEFAULT_MODE)
-        key = (cut.placements, shape_key(cut.arguments, staged.row_axes))
-        if key not in self._outlines:
-            self._outlines[key] = outlines(staged, self.outputs, cut.arguments)
-            while len(self._outlines) > _MAX_OUTLINES:
-                self._outlines.popitem(last=False)
-        return self._outlines[key]
+    def _shapes(self) -> Outlines:
+        with self._lock:
+            if self._outlines is None:
+                self._outlines = Outlines(self.symbols, self.outputs)
+            return self._outlines
 
     def _finished(self, values: list[Any]) -> Any:
         """The outputs; shared variables take their next values before."""

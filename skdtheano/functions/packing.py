@@ -52,6 +52,7 @@ def pack(plan: Plan, mode: str, name: str) -> Staged:
             ),
             read_axes=tuple(axes.get(symbol) for symbol in piece.inputs),
             write_axes=tuple(result.axis for result in piece.results),
+            read_dtypes=tuple(str(symbol.dtype) for symbol in piece.inputs),
         )
 
     return Staged(

@@ -20,6 +20,9 @@ from skdtheano.functions.arguments import refuse_odd
 from skdtheano.functions.graph_function import GraphFunction
 from skdtheano.functions.options import Options
 
+#: Graphs kept of one function: each new lambda among the arguments makes another one.
+_MAX_TRACES = 256
+
 
 class TracedFunction:
     """A function of arrays, from a Python function of symbols; made by `function`."""
@@ -28,7 +31,7 @@ class TracedFunction:
         self.traced = traced
         self.options = options
         self._signature = inspect.signature(traced)
-        self._functions: dict[Any, tuple[GraphFunction, Any]] = {}
+        self._functions: OrderedDict[Any, tuple[GraphFunction, Any]] = OrderedDict()
         self._lock = Lock()
         update_wrapper(self, traced)
 
@@ -70,7 +73,7 @@ class TracedFunction:
         key: list[Any] = []
         for name, value in _flat(bound, self._signature).items():
             if value is None or isinstance(value, bool | str | tuple) or callable(value):
-                key.append((name, _typed(value)))
+                key.append((name, _option(name, value)))
                 continue
             if isinstance(value, dd.DataFrame | dd.Series):
                 value = value.to_dask_array()
@@ -83,18 +86,24 @@ class TracedFunction:
                     "a string, a bool or None."
                 )
             arrays[name] = array
-            key.append((name, str(array.dtype), array.ndim))
+            key.append((name, str(array.dtype.newbyteorder("=")), array.ndim))
         with self._lock:
             made = self._functions.get(tuple(key))
-            if made is None:
-                made = self._trace(bound, arrays)
-                self._functions[tuple(key)] = made
+        if made is None:
+            # Without the lock: what is traced may call this function, or another one that
+            # calls it. Two threads may trace the same, and the first one's is kept.
+            made = self._trace(bound, arrays)
+        with self._lock:
+            made = self._functions.setdefault(tuple(key), made)
+            self._functions.move_to_end(tuple(key))
+            while len(self._functions) > _MAX_TRACES:
+                self._functions.popitem(last=False)
         graph, structure = made
         return graph, list(arrays.values()), structure
 
     def _trace(self, bound: inspect.BoundArguments, arrays: Mapping[str, Any]) -> Any:
         symbols = {
-            name: engine.tensor(name, str(array.dtype), array.ndim)
+            name: engine.tensor(name, str(array.dtype.newbyteorder("=")), array.ndim)
             for name, array in arrays.items()
         }
         replaced = _replaced(bound, symbols, self._signature)
@@ -109,6 +118,11 @@ class TracedFunction:
                     "an axis, bind it before: functools.partial(f, axis=1)."
                 )
             raise
+        if found is None:
+            raise TypeError(
+                f"{self.options.name} returned None. Return what it computes: one symbol, or "
+                "a list or tuple of them."
+            )
         structure: Callable[[Any], Any] = tuple if isinstance(found, tuple) else _as_it_is
         outputs = list(found) if isinstance(found, tuple) else found
         options = self._options_for(symbols)
@@ -133,11 +147,29 @@ def _restored(traced: bytes, options: Options) -> TracedFunction:
     return TracedFunction(pickle.loads(traced), options)
 
 
+def _option(name: str, value: Any) -> Any:
+    """The value of an option as a part of a key.
+
+    Raises
+    ------
+    TypeError
+        If it has no hash.
+    """
+    try:
+        hash(value)
+    except TypeError as error:
+        raise TypeError(
+            f"Argument {name!r} is {value!r}, which is no array and has no hash ({error}), so "
+            "that calls with it cannot be told apart. Give arrays as arguments of their own."
+        ) from error
+    return _typed(value)
+
+
 def _typed(value: Any) -> Any:
-    """A value as a key: (1,) and (1.0,) are equal, and trace two graphs."""
+    """A value as a key: (1,) and (1.0,) are equal, and trace two graphs; so do 0. and -0."""
     if isinstance(value, tuple):
         return tuple(map(_typed, value))
-    return type(value), value
+    return type(value), repr(value) if isinstance(value, float | complex) else value
 
 
 def _flat(bound: inspect.BoundArguments, signature: inspect.Signature) -> dict[str, Any]:

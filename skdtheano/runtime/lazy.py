@@ -108,12 +108,13 @@ class _Builder:
             self.of_blocks[number] = _keys_along(argument, axis)
         elif isinstance(argument, da.Array):
             self.known[number] = (argument.name, *[0] * argument.ndim)
+        # Copies: the owner of an array may go on writing to it.
         elif argument.nbytes > _LARGE:
             key = self._key(f"argument-{number}")
-            self.tasks[key] = argument
+            self.tasks[key] = argument.copy()
             self.known[number] = key
         else:
-            self.known[number] = argument.copy()  # its owner may go on writing to it
+            self.known[number] = argument.copy()
 
     def _add_row_numbers(self) -> None:
         """The number of each block's first row, and that of all rows."""

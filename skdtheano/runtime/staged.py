@@ -25,6 +25,7 @@ class Step:
         How to combine each result over the blocks.
     read_axes, write_axes : tuple of (int or None)
         The axis of the rows of each value; None for those without.
+    read_dtypes : tuple of str
     """
 
     source: Source
@@ -33,6 +34,7 @@ class Step:
     verbs: tuple[Verb | None, ...]
     read_axes: tuple[int | None, ...]
     write_axes: tuple[int | None, ...]
+    read_dtypes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,16 @@ class NoRows:
         self.stand_in = stand_in
 
 
+Fill = Callable[[tuple[int, ...]], np.ndarray]
+
+#: What a row is filled with that stands in for none, in the order in which they are tried.
+_FILLS: tuple[Fill, ...] = (
+    np.zeros,
+    np.ones,
+    lambda shape: np.random.RandomState(0).uniform(0.5, 1.5, shape),
+)
+
+
 def run_step(step: Step, *values: Any) -> list[Any]:
     """Compute a piece on one block, or once.
 
@@ -106,7 +118,7 @@ def run_step(step: Step, *values: Any) -> list[Any]:
 def run_block(
     step: Step, number: int, n_rows: int | None, names: Sequence[str], *values: Any
 ) -> list[Any]:
-    """Compute a piece on one block, whose rows are as many as dask says.
+    """Compute a piece on one block, which is of the lengths and dtypes that dask says.
 
     Parameters
     ----------
@@ -121,9 +133,14 @@ def run_block(
     Raises
     ------
     ValueError
-        If a value has another number of rows: it would count for what it is not.
+        If a value has another number of rows: it would count for what it is not. Also if
+        it is of another dtype, which does not fit into the one that dask says.
     """
     expected = n_rows
+    values = tuple(
+        _of_dtype(value, dtype, f"Block {number} of input {name}")
+        for value, dtype, name in zip(values, step.read_dtypes, names, strict=True)
+    )
     for value, axis, name in zip(values, step.read_axes, names, strict=True):
         if axis is None or isinstance(value, NoRows):
             continue
@@ -140,19 +157,45 @@ def run_block(
     return run_step(step, *values)
 
 
+def _of_dtype(value: Any, dtype: str, what: str) -> Any:
+    if isinstance(value, NoRows) or np.asarray(value).dtype == dtype:
+        return value
+    found = np.asarray(value)
+    if not np.can_cast(found.dtype, dtype):
+        raise ValueError(
+            f"{what} has the dtype {found.dtype}, and dask says {dtype}. Say what the blocks "
+            f"hold: map_blocks(..., dtype={found.dtype.name!r})."
+        )
+    return found.astype(dtype)
+
+
 def _run_padded(step: Step, arguments: Sequence[np.ndarray], error: str) -> list[Any]:
-    padded = [
-        argument if axis is None else np.zeros_like(argument, shape=_one_row(argument, axis))
-        for argument, axis in zip(arguments, step.read_axes, strict=True)
-    ]
-    return [
-        NoRows(error, result) if axis is None else _cut(result, axis)
-        for result, axis in zip(step.source(*padded), step.write_axes, strict=True)
-    ]
+    refusal: Exception | None = None
+    for fill in _FILLS:
+        padded = [
+            argument if axis is None else _one_row(argument, axis, fill)
+            for argument, axis in zip(arguments, step.read_axes, strict=True)
+        ]
+        try:
+            results = step.source(*padded)
+        except Exception as refused:  # an assertion on positive values, a singular matrix
+            refusal = refusal or refused
+            continue
+        return [
+            NoRows(error, result) if axis is None else _cut(result, axis)
+            for result, axis in zip(results, step.write_axes, strict=True)
+        ]
+    assert refusal is not None
+    refusal.add_note(
+        "This is a block without rows: it was tried without one, and with one of zeros, of "
+        "ones and of random numbers. Leave empty blocks out: x.compute_chunk_sizes()."
+    )
+    raise refusal
 
 
-def _one_row(array: np.ndarray, axis: int) -> tuple[int, ...]:
-    return (*array.shape[:axis], 1, *array.shape[axis + 1 :])
+def _one_row(array: np.ndarray, axis: int, fill: Fill) -> np.ndarray:
+    shape = (*array.shape[:axis], 1, *array.shape[axis + 1 :])
+    return fill(shape).astype(array.dtype)
 
 
 def _cut(array: np.ndarray, axis: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from skdtheano.graphs.placement import (
     of_rows,
 )
 from skdtheano.graphs.rules.needs import (
+    holds_row_numbers,
     numbers_only,
     pointwise,
     whole_only,
@@ -50,6 +51,8 @@ def elemwise(node: Any, at: list[Placement]) -> Verdict:
         if through is not None:
             return [through]
     if scalar in ("Cast", "Identity") and isinstance(at[0], RowNumbers):
+        if not holds_row_numbers(node.inputs[0].dtype, node.outputs[0].dtype):
+            raise NeedNumbers([0])
         return [RowNumbers()]
     placed = pointwise(node, at, range(len(at)))
     return [placed] * len(node.outputs)
@@ -73,7 +76,7 @@ def _linear(node: Any, scalar: str, at: list[Placement], parts: list[int]) -> Pl
     factors = [symbolic.constant_of(v) for i, v in enumerate(node.inputs) if i not in parts]
     if all(at[i] == RowCount() for i in parts):
         # The number of all rows is known: a sum or a product of it needs no combining.
-        still = scalar == "Mul" and len(parts) == 1 and all(f == 1 for f in factors)
+        still = scalar == "Mul" and len(parts) == 1 and all(np.all(f == 1) for f in factors)
         return first if still else None
     if scalar in ("Add", "Sub"):
         return total if len(parts) == len(at) else None
@@ -83,14 +86,14 @@ def _linear(node: Any, scalar: str, at: list[Placement], parts: list[int]) -> Pl
     if scalar == "Mul" and len(parts) == 1 and _are_finite(factors):
         return total
     if scalar == "TrueDiv" and parts == [0] and _are_finite(factors):
-        return total if factors[0] != 0 else None
+        return total if np.all(factors[0] != 0) else None
     if scalar == "Second":
         return total if parts == [1] else None
     return None
 
 
 def _are_finite(factors: Sequence[Any]) -> bool:
-    return all(factor is not None and np.isfinite(factor) for factor in factors)
+    return all(factor is not None and np.all(np.isfinite(factor)) for factor in factors)
 
 
 def dimshuffle(node: Any, at: list[Placement]) -> Verdict:
@@ -256,7 +259,7 @@ def along_axis(node: Any, at: list[Placement]) -> Verdict:
     if not isinstance(placed, Rows):
         return [SAME] * len(node.outputs)
     axis = getattr(node.op, "axis", None)
-    if axis is None and len(node.inputs) > 1:
+    if type(node.op).__name__ in ("SortOp", "ArgSortOp"):
         axis = symbolic.constant_of(node.inputs[1])
     if axis is None or int(axis) % node.inputs[0].ndim == placed.axis:
         name = type(node.op).__name__

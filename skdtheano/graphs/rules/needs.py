@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from skdtheano import symbolic
 from skdtheano.engine import Variable
 from skdtheano.graphs.placement import (
@@ -31,6 +33,16 @@ def numbers_only(at: Sequence[Placement], but: Sequence[int] = ()) -> None:
     local = [i for i, p in enumerate(at) if isinstance(p, RowNumbers) and i not in but]
     if local:
         raise NeedNumbers(local)
+
+
+def holds_row_numbers(old: str, new: str) -> bool:
+    """Whether row numbers survive a cast, so that those of a block may be cast instead.
+
+    A narrow integer wraps, and a narrow float rounds, at other places in a block.
+    """
+    kind, size = np.dtype(new).kind, np.dtype(new).itemsize
+    is_wide = size >= 4 if kind in "iu" else kind == "f" and size >= 8
+    return is_wide and (old == new or np.can_cast(old, new))
 
 
 def lengths_one(variable: Variable, axis: int) -> bool:
@@ -73,11 +85,14 @@ def one_per_row(rows: Sequence[int], variable: Variable) -> NeedRows:
     return NeedRows(
         rows,
         f"{shown(variable)} is replicated and has one entry per row. Pass it as a dask "
-        "array, or name it in rows=, so that it is cut as the rows are",
+        "array, or name it in rows=, so that it is cut as the rows are; make an input of it, "
+        "if it is a constant or a shared variable",
     )
 
 
 def shown(variable: Variable) -> str:
+    if symbolic.is_constant(variable):
+        return f"a constant of shape {np.shape(variable.data)}"
     if variable.name:
         return f"input {variable.name!r}"
     names = sorted(v.name for v in symbolic.leaves([variable], ()) if v.name)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from skdtheano import symbolic
+from skdtheano import engine, symbolic
 from skdtheano.graphs.placement import (
     PARTS,
     SAME,
@@ -11,6 +11,7 @@ from skdtheano.graphs.placement import (
     NeedWhole,
     Partial,
     Placement,
+    Rewritten,
     RowCount,
     RowNumbers,
     Rows,
@@ -19,6 +20,7 @@ from skdtheano.graphs.placement import (
     of_rows,
 )
 from skdtheano.graphs.rules.needs import (
+    holds_row_numbers,
     lengths_one,
     numbers_only,
     shown,
@@ -80,7 +82,8 @@ def join(node: Any, at: list[Placement]) -> Verdict:
     """Inputs: the axis, then what is joined along it."""
     numbers_only(at)
     parts = at[1:]
-    if isinstance(parts[0], RowShape) and not any(isinstance(p, PARTS) for p in parts[1:]):
+    alone = not any(isinstance(p, PARTS) or of_rows(p) for p in parts[1:])
+    if isinstance(parts[0], RowShape) and alone:
         return [parts[0]]
     rows = [i + 1 for i, p in enumerate(parts) if isinstance(p, Rows)]
     if not rows:
@@ -147,6 +150,9 @@ def arange(node: Any, at: list[Placement]) -> Verdict:
         and symbolic.constant_of(start) == 0
         and symbolic.constant_of(step) == 1
     ):
+        [numbers] = node.outputs
+        if not holds_row_numbers("int64", numbers.dtype):
+            return Rewritten([engine.cast(engine.arange(node.inputs[1]), numbers.dtype)])
         return [RowNumbers()]
     whole_only(at)
     return [SAME]

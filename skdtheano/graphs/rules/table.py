@@ -6,8 +6,10 @@ other symbols that the node stands for (`Rewritten`), or raises what it needs fi
 one of its bases; the names are those of both engines.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from skdtheano import engine, symbolic
 from skdtheano.graphs.loops import scan
@@ -16,6 +18,8 @@ from skdtheano.graphs.placement import (
     REPLICATED,
     SAME,
     NeedRows,
+    NeedWhole,
+    Partial,
     Placement,
     Rewritten,
     Same,
@@ -83,7 +87,10 @@ def place_node(node: Any, at: list[Placement]) -> Verdict:
         return [REPLICATED] * len(node.outputs)
     for kind in type(node.op).__mro__:
         if kind.__name__ in RULES:
-            return RULES[kind.__name__](node, at)
+            verdict = RULES[kind.__name__](node, at)
+            if not isinstance(verdict, Rewritten):
+                _combine_before_widening(node, at, verdict)
+            return verdict
     whole_only(at)
     rows = [i for i, p in enumerate(at) if of_rows(p)]
     if not rows:
@@ -93,6 +100,30 @@ def place_node(node: Any, at: list[Placement]) -> Verdict:
         f"{type(node.op).__name__} has no rule for rows. Write it with Ops that have one, or "
         "call it on replicated values only",
     )
+
+
+def _combine_before_widening(
+    node: Any, at: Sequence[Placement], verdict: Sequence[Placement]
+) -> None:
+    """Ask for the whole of parts that would go on as parts of another dtype.
+
+    The whole of an integer wraps, and that of a bool is one "or" of all blocks, in their own
+    dtype: in a wider one their blocks add up to something else.
+    """
+    for variable, placed in zip(node.outputs, verdict, strict=True):
+        if isinstance(placed, Partial):
+            early = [
+                i
+                for i, p in enumerate(at)
+                if p == placed and not _goes_on(node.inputs[i].dtype, variable.dtype)
+            ]
+            if early:
+                raise NeedWhole(early)
+
+
+def _goes_on(old: str, new: str) -> bool:
+    floats = np.dtype(old).kind in "fc" and np.dtype(new).kind in "fc"
+    return old == new or (floats and np.can_cast(old, new))
 
 
 def _stretches_nothing(node: Any) -> bool:
