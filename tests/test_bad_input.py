@@ -144,13 +144,13 @@ BAD: dict[str, Bad] = {
         lambda: (blocks(X), blocks(LABELS), weights()[:80]),
         ("X has 90 rows", "sample_weight has 80", "Give one"),
     ),
-    "sample_weight is a column, dask": Bad(
-        lambda: (blocks(X), blocks(LABELS), blocks(weights()[:, np.newaxis])),
-        ("Sample weights must be 1D", r"got 1 column\(s\)", r"\[:, 0\]"),
-    ),
-    "sample_weight is a column, numpy": Bad(
-        lambda: (blocks(X), blocks(LABELS), weights()[:, np.newaxis]),
-        ("Sample weights must be 1D", r"got 1 column\(s\)", r"\[:, 0\]"),
+    "a mask that dask does not tell of": Bad(
+        lambda: (
+            da.from_delayed(dask.delayed(np.ma.masked_greater)(X, 0), X.shape, X.dtype),
+            blocks(LABELS).rechunk(-1),
+        ),
+        ("A block is masked", r"dask\.array\.ma\.filled"),
+        kind=TypeError,
     ),
     "NaN in X": Bad(
         lambda: (blocks(having(X, (63, 2), np.nan)), blocks(LABELS)),

@@ -221,7 +221,7 @@ def test_odd_arguments_are_named() -> None:
         return x.mean()
 
     for odd, says in (
-        (np.array(["a", "b"]), "'x' has the dtype <U1"),
+        (np.array(["a", "b"]), "'x' is a ndarray of dtype <U1"),
         (scipy.sparse.csr_matrix(A), "'x' is sparse"),
         (np.ma.masked_greater(A, 0), "'x' is masked"),
     ):

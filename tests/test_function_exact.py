@@ -7,7 +7,9 @@ from typing import Any
 
 import dask
 import dask.array as da
+import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 import pytest
 from cutting import PYTENSOR, import_from, pt
 from numpy.testing import assert_allclose, assert_array_equal
@@ -89,6 +91,39 @@ def test_what_wraps_is_combined_before_it_is_widened(name: str) -> None:
     f = made(traced)
     for chunks in (3, 997, len(array)):
         assert_array_equal(f(lazy(array, chunks)).compute(), f(array))
+
+
+THIRDS = np.full(10, 0.7)
+FAR = np.repeat([2.0**126, -(2.0**126)], 1000)
+CAST: dict[str, tuple[Callable[[Any], Any], np.ndarray]] = {
+    "sum to whole numbers": (lambda x: x.sum(dtype="int64"), THIRDS),
+    "product to whole numbers": (lambda x: x.prod(dtype="int64"), THIRDS * 2.5),
+    "mean of whole numbers": (lambda x: x.mean(dtype="int64"), THIRDS),
+    "sum of half floats beyond the largest": (
+        lambda x: x.sum(),
+        np.repeat([100, -100], 1000).astype("float16"),
+    ),
+    "sum to floats beyond the largest": (lambda x: x.sum(dtype="float32"), FAR),
+}
+
+
+@pytest.mark.parametrize("name", CAST)
+def test_sums_are_cast_once_they_are_whole(name: str) -> None:
+    traced, array = CAST[name]
+    f = made(traced)
+    expected = f(array)
+    assert np.isfinite(expected)
+    for chunks in (1, 5, len(array) // 2):
+        found = f(lazy(array, chunks)).compute()
+        assert found.dtype == expected.dtype
+        assert_array_equal(found, expected)
+
+
+def test_row_numbers_are_numbered_once() -> None:
+    """A diagonal is set at the row numbers, twice."""
+    y = random.normal(size=12)
+    f = made(lambda y: import_from("tensor", "diag")(y - y.mean()), gather="allow")
+    assert_allclose(f(lazy(y, 5)).compute(), np.diag(y - y.mean()), atol=1e-15)
 
 
 def test_sums_are_scaled_by_constants_of_several_entries() -> None:
@@ -189,6 +224,12 @@ def test_an_empty_block_of_matrices_is_no_singular_one() -> None:
     assert_allclose(found.compute(), np.linalg.inv(matrices).max(axis=0))
 
 
+def test_a_mask_that_dask_does_not_tell_of_is_refused() -> None:
+    masked = dask.delayed(np.ma.masked_greater)(X, 0)
+    with pytest.raises(TypeError, match=r"Block 0 of input 'x' is masked.*da\.ma\.filled"):
+        made(lambda x: x.sum())(da.from_delayed(masked, X.shape, X.dtype)).compute()
+
+
 def test_blocks_of_another_dtype_than_dask_says_are_refused_if_they_do_not_fit() -> None:
     f = made(lambda x: x.sum())
     halves = lazy(np.ones(6, np.int64), 2).map_blocks(lambda b: b * 1.5, dtype="int64")
@@ -196,6 +237,42 @@ def test_blocks_of_another_dtype_than_dask_says_are_refused_if_they_do_not_fit()
         f(halves).compute()
     narrow = lazy(np.ones(6)).map_blocks(lambda b: b.astype("float32"), dtype="float64")
     assert f(narrow).compute() == 6
+
+
+# --- data frames ----------------------------------------------------------------------------
+
+
+def test_columns_of_several_dtypes_meet_in_one() -> None:
+    frame = pd.DataFrame({"age": X[:, 0], "member": X[:, 1] > 0, "visits": range(10)})
+    frame["visits"] = frame["visits"].astype("Int64")
+    mean = made(lambda X: X.mean(axis=0))
+    for given in (frame, dd.from_pandas(frame, npartitions=3)):
+        assert_allclose(np.asarray(mean(given)), frame.mean().to_numpy(dtype=float))
+    frame.loc[4, "visits"] = pd.NA
+    for given in (frame, dd.from_pandas(frame, npartitions=3)):
+        assert_array_equal(np.isnan(mean(given)), [False, False, True])
+
+
+def test_columns_that_are_not_numbers_are_named() -> None:
+    frame = pd.DataFrame({"age": X[:, 0], "name": "a"})
+    for given in (frame, dd.from_pandas(frame, npartitions=3)):
+        with pytest.raises(TypeError, match=r"'X' has columns that are not numbers: \{'name'"):
+            made(lambda X: X.mean(axis=0))(given)
+
+
+def test_what_is_no_array_is_named_with_its_kind() -> None:
+    f = made(lambda x: x.sum())
+    with pytest.raises(TypeError, match=r"'x' is a Delayed.*from_delayed"):
+        f(dask.delayed(X))
+    with pytest.raises(TypeError, match="'x' is a dict of dtype object"):
+        f({"a": 1})
+
+
+def test_errors_while_a_function_is_traced_tell_with_what() -> None:
+    with pytest.raises(Exception, match="None") as caught:
+        made(lambda x, y: x.T.dot(y))(X, None)
+    [note] = caught.value.__notes__
+    assert "traced with x a symbol of 2 dimensions, float64, y=None" in note
 
 
 # --- keys -----------------------------------------------------------------------------------

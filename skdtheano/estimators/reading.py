@@ -101,8 +101,8 @@ def is_distributed(*arguments: Any) -> bool:
             )
         if isinstance(getattr(value, "_meta", None), np.ma.MaskedArray):
             raise TypeError(
-                f"{value!r} is masked, and what the mask hides would be trained on. Select "
-                "the rows without it, or fill it: dask.array.ma.filled."
+                f"An argument is masked, {value!r}, and what the mask hides would be trained "
+                "on. Select the rows without it, or fill it: dask.array.ma.filled."
             )
     return any(is_dask_collection(value) for value in arguments)
 
@@ -209,7 +209,7 @@ def check_columns(estimator: Any, X: Any, reset: bool) -> None:
         }
         if odd:
             raise ValueError(
-                f"X has columns that are not numbers: {odd}. Encode or drop them before fit, "
+                f"X has columns that are not numbers: {odd}. Encode or drop them before, "
                 "for example with dask_ml.preprocessing.OrdinalEncoder or OneHotEncoder."
             )
         _check_feature_names(estimator, X._meta, reset=reset)
@@ -222,7 +222,7 @@ def check_columns(estimator: Any, X: Any, reset: bool) -> None:
             )
         if X.dtype.kind not in "fiub":
             raise ValueError(
-                f"X has the dtype {X.dtype}, which is not a number's. Convert it before fit, "
+                f"X has the dtype {X.dtype}, which is not a number's. Convert it before, "
                 "for example X.astype('float64')."
             )
         _check_feature_names(estimator, np.empty((0, 0)), reset=reset)
@@ -254,7 +254,7 @@ def check_rows(estimator: Any, rows: Table) -> None:
             raise ValueError(
                 f"Block {number} of X has the dtype {np.dtype(report.dtype)}, which is not a "
                 "number's. "
-                "Convert it before fit, for example X.astype('float64')."
+                "Convert it before, for example X.astype('float64')."
             )
         if report.n_columns != estimator.n_features_in_:
             raise ValueError(
@@ -272,10 +272,9 @@ def check_weights(weights: Table) -> None:
     ValueError
     """
     for report in weights.reports:
-        if report.n_columns is not None:
+        if report.n_columns not in (None, 1):
             raise ValueError(
-                f"Sample weights must be 1D array or scalar, got {report.n_columns} "
-                "column(s). Give one of them, as in sample_weight[:, 0]."
+                f"Sample weights must be 1D array or scalar, got {report.n_columns} columns."
             )
         if np.dtype(report.dtype).kind not in "fiub":
             raise ValueError(

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
-import dask.dataframe as dd
 import numpy as np
 import scipy.sparse
 from dask.base import is_dask_collection
 
 from skdtheano import engine
 from skdtheano.engine import Variable
+from skdtheano.functions.frames import without_frames
 from skdtheano.graphs.placement import REPLICATED, Placement, Rows
 
 
@@ -30,6 +30,12 @@ class Cut:
     arguments: list[Any]
     placements: tuple[Placement, ...]
     row_chunks: tuple[float, ...]
+
+
+_TO_KNOW = (
+    "Call compute_chunk_sizes() on arrays that do not know theirs; of a DataFrame give "
+    "to_dask_array(lengths=True)."
+)
 
 
 def name_of(symbol: Variable, place: int) -> str:
@@ -60,8 +66,7 @@ def to_dask_or_numpy(value: Any, symbol: Variable, place: int) -> Any:
         If it has another rank.
     """
     name = name_of(symbol, place)
-    if isinstance(value, dd.DataFrame | dd.Series):
-        value = value.to_dask_array()
+    value = without_frames(value, name)
     if is_dask_collection(value) and not isinstance(value, da.Array):
         raise TypeError(
             f"Input {name} is a {type(value).__name__}. Give a dask Array, DataFrame or "
@@ -196,7 +201,7 @@ def _aligned(array: Any, row_chunks: tuple[float, ...], name: str, lead: str) ->
         if unknown:
             raise ValueError(
                 f"Input {name} is in memory and shall be cut like {lead}, whose chunk sizes "
-                "are not known. Call compute_chunk_sizes() on that first."
+                f"are not known. {_TO_KNOW}"
             )
         if array.shape[0] != total:
             raise ValueError(_lengths(name, array.shape[0], lead, total))
@@ -211,7 +216,7 @@ def _aligned(array: Any, row_chunks: tuple[float, ...], name: str, lead: str) ->
             raise ValueError(
                 f"Inputs {name} and {lead} have {array.numblocks[0]} and {len(row_chunks)} "
                 "blocks of rows, and not all of their sizes are known, so they cannot be cut "
-                "alike. Call compute_chunk_sizes() on those that do not know theirs."
+                f"alike. {_TO_KNOW}"
             )
         return array
     if sum(array.chunks[0]) != total:

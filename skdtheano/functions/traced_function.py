@@ -11,12 +11,13 @@ from typing import Any
 
 import cloudpickle
 import dask.array as da
-import dask.dataframe as dd
 import numpy as np
+from dask.base import is_dask_collection
 
 from skdtheano import engine
 from skdtheano.engine import Variable
 from skdtheano.functions.arguments import refuse_odd
+from skdtheano.functions.frames import without_frames
 from skdtheano.functions.graph_function import GraphFunction
 from skdtheano.functions.options import Options
 
@@ -54,7 +55,7 @@ class TracedFunction:
         )
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        if any(hasattr(value, "owner") for value in (*arguments, *named.values())):
+        if any(map(_is_symbol, (*arguments, *named.values()))):
             return self.traced(*arguments, **named)  # inside another one that is traced
         graph, arrays, structure = self.traced_for(arguments, named)
         found = graph(*arrays)
@@ -72,18 +73,23 @@ class TracedFunction:
         arrays: dict[str, Any] = {}
         key: list[Any] = []
         for name, value in _flat(bound, self._signature).items():
+            value = without_frames(value, repr(name))
+            if is_dask_collection(value) and not isinstance(value, da.Array):
+                raise TypeError(
+                    f"Input {name!r} is a {type(value).__name__}. Give a dask Array, "
+                    "DataFrame or Series; da.from_delayed makes one."
+                )
             if value is None or isinstance(value, bool | str | tuple) or callable(value):
                 key.append((name, _option(name, value)))
                 continue
-            if isinstance(value, dd.DataFrame | dd.Series):
-                value = value.to_dask_array()
             refuse_odd(value, repr(name))
             array: Any = value if isinstance(value, da.Array) else np.asarray(value)
             if array.dtype.kind not in "biufc":
+                kind = type(value).__name__
                 raise TypeError(
-                    f"Input {name!r} has the dtype {array.dtype}, which is not a number's. "
-                    "Encode or convert it before; an option of the function goes in a tuple, "
-                    "a string, a bool or None."
+                    f"Input {name!r} is a {kind} of dtype {array.dtype}, which is not a "
+                    "number's. Encode or convert it before; an option of the function goes in "
+                    "a tuple, a string, a bool or None."
                 )
             arrays[name] = array
             key.append((name, str(array.dtype.newbyteorder("=")), array.ndim))
@@ -110,13 +116,7 @@ class TracedFunction:
         try:
             found = self.traced(*replaced.args, **replaced.kwargs)
         except Exception as error:
-            numbers = [name for name, array in arrays.items() if _is_option(array)]
-            if numbers:
-                error.add_note(
-                    f"{' and '.join(map(repr, numbers))} was given as a whole number, which "
-                    f"{self.options.name} sees as a symbol. Where it needs the value, as for "
-                    "an axis, bind it before: functools.partial(f, axis=1)."
-                )
+            error.add_note(_as_traced(self.options.name, bound, arrays))
             raise
         if found is None:
             raise TypeError(
@@ -141,6 +141,11 @@ class TracedFunction:
             rows=None if rows is None else tuple(n for n in rows if n not in absent),
             replicated=tuple(n for n in replicated if n not in absent),
         )
+
+
+def _is_symbol(value: Any) -> bool:
+    # A dask.delayed has every attribute that it is asked for.
+    return hasattr(value, "owner") and not is_dask_collection(value)
 
 
 def _restored(traced: bytes, options: Options) -> TracedFunction:
@@ -208,9 +213,21 @@ def _replaced(
     return inspect.BoundArguments(signature, OrderedDict(replaced))
 
 
-def _is_option(array: Any) -> bool:
-    """Whether it may have been meant as an option, such as an axis."""
-    return isinstance(array, np.ndarray) and array.ndim == 0 and array.dtype.kind in "iu"
+def _as_traced(function: str, bound: inspect.BoundArguments, arrays: Mapping[str, Any]) -> str:
+    """What a function was traced with, for who reads its error."""
+    given = [
+        f"{name} a symbol of {a.ndim} dimensions, {a.dtype}" for name, a in arrays.items()
+    ]
+    given += [f"{name}={v!r}" for name, v in bound.arguments.items() if name not in arrays]
+    note = f"{function} was traced with {', '.join(given)}."
+    for name, a in arrays.items():
+        if isinstance(a, np.ndarray) and a.ndim == 0 and a.dtype.kind in "iu":
+            note += (
+                f" {name!r} was given as a whole number, which is a symbol too. Where its "
+                f"value is needed, as for an axis, give it as a tuple, {name}=({a},), or bind "
+                f"it before: functools.partial({function}, {name}={a})."
+            )
+    return note
 
 
 def _as_it_is(value: Any) -> Any:

@@ -70,7 +70,11 @@ def scan(node: Any, at: list[Placement], place_node: PlaceNode) -> Verdict:
             reason = str(misfit)
     if parts:
         raise NeedWhole(parts)
-    raise NeedRows(rows or [0], f"a step of the loop cannot be computed by block: {reason}")
+    raise NeedRows(
+        rows or [0],
+        f"a step of the loop cannot be computed by block: {reason}. A "
+        "Python loop over the steps, unrolled while the function is traced, can",
+    )
 
 
 class _Misfit(Exception):

@@ -115,6 +115,8 @@ class _Splitter:
         #: What was put in the place of variables of the graph, for `verify`.
         self.rewritten: dict[Variable, Variable] = {}
         self.numbered: dict[Variable, Variable] = {}
+        #: Row numbers of the table, by those of the block.
+        self.of_table: dict[Variable, _Value] = {}
         self.counted: dict[tuple[Any, int], Variable] = {}
 
     # --- placing --------------------------------------------------------------------------
@@ -277,12 +279,13 @@ class _Splitter:
             self.first_row = engine.scalar("first_row", dtype="int64")
             self.per_block.add(self.first_row)
             self.known_at[self.first_row] = 0
-        number = engine.cast(value.variable + self.first_row, value.variable.dtype)
-        numbered = _Value(number, Rows(0), value.stage)
-        self._set(number, numbered)
-        self.numbered[number] = value.variable
-        self._set(self.first_row, _Value(self.first_row, Same(), 0))
-        return numbered
+        if value.variable not in self.of_table:
+            number = engine.cast(value.variable + self.first_row, value.variable.dtype)
+            self.of_table[value.variable] = _Value(number, Rows(0), value.stage)
+            self._set(number, self.of_table[value.variable])
+            self.numbered[number] = value.variable
+            self._set(self.first_row, _Value(self.first_row, Same(), 0))
+        return self.of_table[value.variable]
 
     def _counted(self, value: _Value) -> _Value:
         """The number of rows of the table, which is known before the first stage."""

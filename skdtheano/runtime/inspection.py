@@ -68,6 +68,11 @@ def to_numbers(block: Any) -> Any:
         if all(dtype.kind in "fiub" for dtype in frame.dtypes):
             # pandas itself makes objects of bools beside floats.
             return block.to_numpy(dtype=np.result_type(*frame.dtypes))
+    if isinstance(block, np.ma.MaskedArray):
+        raise TypeError(
+            "A block is masked, though dask does not say so, and what the mask hides would be "
+            "trained on. Select the rows without it, or fill it: dask.array.ma.filled."
+        )
     array = to_array(block)
     if isinstance(array, np.ndarray) and array.dtype == object and pd.isna(array).any():
         # A nullable column that dask has turned into an array before.

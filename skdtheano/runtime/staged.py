@@ -158,6 +158,11 @@ def run_block(
 
 
 def _of_dtype(value: Any, dtype: str, what: str) -> Any:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{what} is masked, and graphs know no masks. Give blocks that are filled "
+            "(da.ma.filled), and the mask as an input of its own."
+        )
     if isinstance(value, NoRows) or np.asarray(value).dtype == dtype:
         return value
     found = np.asarray(value)

@@ -1,6 +1,6 @@
 """Ops that work entry by entry, or along axes: elementwise, reductions, softmax."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,11 +143,28 @@ def reduction(node: Any, at: list[Placement]) -> Verdict:
             return Rewritten([others.prod(axis=list(axes), dtype=out.dtype)])
         if combine is None:
             raise NeedRows([0], f"{node.op} over rows does not follow from those of blocks")
-        return [Partial(combine)]
+        return _summed_wide(node, combine, axes) or [Partial(combine)]
     if combine is not None and placed == Partial(combine):
         return [placed]
     whole_only(at)
     return [SAME]
+
+
+def _summed_wide(node: Any, combine: str, axes: Iterable[int]) -> Rewritten | None:
+    """A sum or product that is cast once it is whole, where a block's would lose more.
+
+    Ops accumulate in a wide dtype and cast in the end: to whole numbers, or to floats that a
+    part of the rows may overflow. None where parts may be of the output's dtype.
+    """
+    [x], [out] = node.inputs, node.outputs
+    wide = getattr(node.op, "acc_dtype", None)
+    rounds = x.dtype == out.dtype and np.dtype(out.dtype).itemsize > 2
+    if combine not in ("sum", "prod") or wide in (None, out.dtype) or rounds:
+        return None
+    if np.dtype(wide).kind in "iub":
+        return None  # whole numbers wrap alike in parts
+    whole = getattr(x, combine)(axis=list(axes), dtype=wide, acc_dtype=wide)
+    return Rewritten([engine.cast(whole, out.dtype)])
 
 
 def argmax(node: Any, at: list[Placement]) -> Verdict:

@@ -69,7 +69,8 @@ def pointwise(node: Any, at: list[Placement], inputs: Sequence[int]) -> Placemen
         raise NeedRows(
             rows,
             "rows meet other rows along another axis, so that every row meets every row. Sum "
-            "over one of them first, as in dot(X.T, X)",
+            "over one of them first, as in dot(X.T, X); if one has no rows, name it in "
+            "replicated=",
         )
     [axis] = axes
     for i in inputs:

@@ -77,7 +77,8 @@ def _product(node: Any, at: list[Placement], batch: int) -> Placement:
         raise NeedRows(
             rows,
             f"a product over the rows, and {shown(other)} is not cut as they are. Pass it as "
-            "a dask array, or name it in rows=",
+            "a dask array, or name it in rows=; if it is the other one that has no rows, name "
+            "that one in replicated=",
         )
     if len(rows) == 2:
         raise NeedRows(
