@@ -3,7 +3,7 @@
 #   make test    lint, types, and the tests of both engines
 
 PYTHON ?= python3
-# Processes that share the tests out among them; those of clusters all go to one.
+# Processes that share the tests out among them; see tests/shared_clusters.py.
 JOBS ?= 2
 PYTEST = -m pytest -n $(JOBS) --dist loadgroup
 # Theano 1.0.5 does not build on Python 3.12: its lane takes a Python 3.11 if there is one.

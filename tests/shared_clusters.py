@@ -25,10 +25,15 @@ get_mp_context().set_forkserver_preload(["distributed", "dask.dataframe", "skdth
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run all tests of clusters, where several share the tests out."""
+    """Let one process run all fits of the table, and one all other tests of clusters.
+
+    Where several share the tests out, each needs clusters of its own, and both of these
+    wait more than they compute.
+    """
     for item in items:
         if item.get_closest_marker("cluster") is not None:
-            item.add_marker(pytest.mark.xdist_group("cluster"))
+            group = "fits" if item.path.name == "test_parity.py" else "cluster"
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
