@@ -375,7 +375,11 @@ def shapes_of(
         graph = graph_of(list(inputs), list(outputs), clone=True)
         shapes = _Shapes()
         graph.attach_feature(shapes)
-        return list(graph.inputs), [tuple(shapes.shape_of[v]) for v in graph.outputs]
+        # From PyTensor 3.1 on `shape_of` is a property that warns; before, it is a dict, and
+        # `shape_tuple` is something else.
+        is_new = hasattr(type(shapes), "shape_of")
+        lengths = shapes.shape_tuple if is_new else shapes.shape_of.__getitem__
+        return list(graph.inputs), [tuple(lengths(v)) for v in graph.outputs]
 
 
 def made_where(variable: Variable, other: Variable) -> Variable:

@@ -85,10 +85,14 @@ def toposort(outputs: Sequence[Variable], known: Collection[Variable]) -> list[A
 
 def rebuild(node: Any, inputs: Sequence[Variable]) -> Any:
     """The node with other inputs; the same one where they are its own."""
-    if all(new is old for new, old in zip(inputs, node.inputs, strict=True)):
+    # Nodes inside an Op that is a graph are frozen, from PyTensor 3.1 on: no graph but their
+    # own takes them, and they have no clones.
+    is_frozen = not hasattr(node, "clone_with_new_inputs")
+    pairs = list(zip(inputs, node.inputs, strict=True))
+    if not is_frozen and all(new is old for new, old in pairs):
         return node
     # Types are worked out anew: a block has another number of rows than a type may say.
-    if all(new.type == old.type for new, old in zip(inputs, node.inputs, strict=True)):
+    if not is_frozen and all(new.type == old.type for new, old in pairs):
         return node.clone_with_new_inputs(list(inputs))
     return node.op.make_node(*inputs)
 

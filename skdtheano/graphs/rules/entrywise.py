@@ -276,7 +276,7 @@ def along_axis(node: Any, at: list[Placement]) -> Verdict:
     if not isinstance(placed, Rows):
         return [SAME] * len(node.outputs)
     axis = getattr(node.op, "axis", None)
-    if type(node.op).__name__ in ("SortOp", "ArgSortOp"):
+    if type(node.op).__name__ in ("SortOp", "ArgSortOp") and len(node.inputs) > 1:
         axis = symbolic.constant_of(node.inputs[1])
     if axis is None or int(axis) % node.inputs[0].ndim == placed.axis:
         name = type(node.op).__name__

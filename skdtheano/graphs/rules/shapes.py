@@ -79,25 +79,27 @@ def make_vector(node: Any, at: list[Placement]) -> Verdict:
 
 
 def join(node: Any, at: list[Placement]) -> Verdict:
-    """Inputs: the axis, then what is joined along it."""
+    """Inputs: the axis, which newer PyTensors keep in the Op, then what is joined along it."""
     numbers_only(at)
-    parts = at[1:]
+    first = 0 if hasattr(node.op, "axis") else 1
+    parts = at[first:]
     alone = not any(isinstance(p, PARTS) or of_rows(p) for p in parts[1:])
     if isinstance(parts[0], RowShape) and alone:
         return [parts[0]]
-    rows = [i + 1 for i, p in enumerate(parts) if isinstance(p, Rows)]
+    rows = [i + first for i, p in enumerate(parts) if isinstance(p, Rows)]
     if not rows:
-        if all(p == Partial("sum") for p in parts) and not isinstance(at[0], PARTS):
+        whole_axis = first == 0 or not isinstance(at[0], PARTS)
+        if whole_axis and all(p == Partial("sum") for p in parts):
             return [Partial("sum")]
         whole_only(at)
         return [SAME]
     whole_only(at)
-    axis = symbolic.constant_of(node.inputs[0])
+    axis = symbolic.constant_of(node.inputs[0]) if first else node.op.axis
     axes = {p.axis for p in parts if isinstance(p, Rows)}
     if axis is None or len(axes) > 1 or axes == {int(axis) % node.outputs[0].ndim}:
         raise NeedRows(rows, "tables are joined along their rows. Join them before the call")
     if len(rows) < len(parts):
-        odd = next(i for i in range(1, len(at)) if i not in rows)
+        odd = next(i for i in range(first, len(at)) if i not in rows)
         raise NeedRows(
             rows,
             f"{shown(node.inputs[odd])} is joined to the rows and is not cut as they are. "
@@ -107,10 +109,11 @@ def join(node: Any, at: list[Placement]) -> Verdict:
 
 
 def split(node: Any, at: list[Placement]) -> Verdict:
-    """Inputs: what is split, the axis, the lengths."""
+    """Inputs: what is split, the axis if the Op does not keep it, the lengths."""
     numbers_only(at)
     whole_only(at)
-    axis = symbolic.constant_of(node.inputs[1])
+    in_op = hasattr(node.op, "axis")
+    axis = node.op.axis if in_op else symbolic.constant_of(node.inputs[1])
     if isinstance(at[0], Rows):
         if axis is None or at[0].axis == int(axis) % node.inputs[0].ndim:
             raise NeedRows([0], "the rows are split by their place in the table")
