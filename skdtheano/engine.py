@@ -375,7 +375,7 @@ def shapes_of(
         graph = graph_of(list(inputs), list(outputs), clone=True)
         shapes = _Shapes()
         graph.attach_feature(shapes)
-        # From PyTensor 3.1 on `shape_of` is a property that warns; before, it is a dict, and
+        # In PyTensor 3.3 `shape_of` is a property that warns; in 3.0 it is a dict, and
         # `shape_tuple` is something else.
         is_new = hasattr(type(shapes), "shape_of")
         lengths = shapes.shape_tuple if is_new else shapes.shape_of.__getitem__

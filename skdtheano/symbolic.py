@@ -85,7 +85,7 @@ def toposort(outputs: Sequence[Variable], known: Collection[Variable]) -> list[A
 
 def rebuild(node: Any, inputs: Sequence[Variable]) -> Any:
     """The node with other inputs; the same one where they are its own."""
-    # Nodes inside an Op that is a graph are frozen, from PyTensor 3.1 on: no graph but their
+    # Nodes inside an Op that is a graph are frozen in PyTensor 3.3: no graph but their
     # own takes them, and they have no clones.
     is_frozen = not hasattr(node, "clone_with_new_inputs")
     pairs = list(zip(inputs, node.inputs, strict=True))
