@@ -22,7 +22,6 @@ __all__ = [
     "Apply",
     "Op",
     "Variable",
-    "accelerator_mode",
     "arange",
     "as_variable",
     "cast",
@@ -304,31 +303,6 @@ def as_variable(value: Any, like: Variable) -> Variable:
     if variable.type == like.type:
         return variable
     return like.type.filter_variable(variable)
-
-
-def accelerator_mode(mode: str | None) -> str:
-    """The mode that runs on an accelerator.
-
-    Raises
-    ------
-    RuntimeError
-        If there is none, or no JAX to reach it.
-    """
-    if ENGINE != "pytensor":
-        raise RuntimeError("target='gpu' needs PyTensor; classic Theano's GPU code is gone.")
-    try:
-        import jax
-    except ImportError as error:
-        raise RuntimeError(
-            "target='gpu' runs by JAX, which is not installed: pip install 'jax[cuda12]'."
-        ) from error
-    platforms = {device.platform for device in jax.devices()}
-    if platforms == {"cpu"}:
-        raise RuntimeError(
-            "target='gpu' found no accelerator: JAX knows only the CPU here. Use target=None, "
-            "or mode='JAX' to run by JAX on the CPU."
-        )
-    return check_mode(mode or "JAX")
 
 
 def symbol_like(variable: Variable, axis: int | None) -> Variable:

@@ -7,7 +7,7 @@ from typing import Any
 
 from skdtheano import engine
 from skdtheano.functions.graph_function import GraphFunction
-from skdtheano.functions.options import TARGETS, Options
+from skdtheano.functions.options import TARGETS, Options, accelerator_mode
 from skdtheano.functions.traced_function import TracedFunction
 
 
@@ -103,7 +103,7 @@ def function(
     options = Options(
         on_unused_input=on_unused_input,
         target=target,
-        mode=engine.accelerator_mode(mode) if target == "gpu" else engine.check_mode(mode),
+        mode=accelerator_mode(mode) if target == "gpu" else engine.check_mode(mode),
         name=name or "function",
         rows=None if rows is None else _names(rows, "rows"),
         replicated=_names(replicated, "replicated"),
