@@ -20,6 +20,7 @@ from cutting import PYTENSOR, library, pt
 
 import skdtheano
 from skdtheano import viz
+from skdtheano.functions.cut_calls import cut_call
 from skdtheano.viz.drawing import COLOURS
 from skdtheano.viz.layout import NODE_HEIGHT, Layout, layout_of
 from skdtheano.viz.picture import PLACES, Picture, picture_of
@@ -39,7 +40,7 @@ def logistic(w: Any, X: Any, y: Any) -> Any:
 
 
 def picture() -> Picture:
-    return picture_of(logistic, ARGUMENTS, {}, 8)
+    return picture_of(cut_call(logistic, ARGUMENTS, {}, 8))
 
 
 def chains(length: int) -> Any:
@@ -123,7 +124,7 @@ def test_a_constant_result_and_a_graph_in_an_op_are_drawn() -> None:
         inner = pt.vector("inner")
         outputs.append(OpFromGraph([inner], [pt.exp(inner) + 1])(w) * x)
     f = skdtheano.function(inputs, outputs, target="dask", on_unused_input="ignore")
-    drawn = picture_of(f, [(100, 3), (3,)], {}, None)
+    drawn = picture_of(cut_call(f, [(100, 3), (3,)], {}, None))
     labels = [node.label for node in drawn.nodes]
     assert "constant" in labels
     assert ("Exp" in labels) == PYTENSOR and "OpFromGraph" not in labels
@@ -133,7 +134,7 @@ def test_a_constant_result_and_a_graph_in_an_op_are_drawn() -> None:
 
 def test_row_numbers_are_drawn_with_the_first_row() -> None:
     f = skdtheano.function(lambda X: pt.arange(X.shape[0]) * 2, target="dask")
-    drawn = picture_of(f, [(100, 3)], {}, None)
+    drawn = picture_of(cut_call(f, [(100, 3)], {}, None))
     assert "first_row" in [node.label for node in drawn.nodes if node.kind == "input"]
     assert drawn.nodes[-2].place == "rows"
 
@@ -155,7 +156,7 @@ def overlapping(drawn: Picture, layout: Layout) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("length", [4, 20])
 def test_nodes_do_not_overlap_and_lie_below_what_they_read(length: int) -> None:
-    drawn = picture_of(chains(length), [(100, 3)], {}, None)
+    drawn = picture_of(cut_call(chains(length), [(100, 3)], {}, None))
     layout = layout_of(drawn)
     assert overlapping(drawn, layout) == []
     for (source, target), route in zip(drawn.edges, layout.routes, strict=True):
@@ -170,7 +171,7 @@ def test_nodes_do_not_overlap_and_lie_below_what_they_read(length: int) -> None:
 
 def test_a_thousand_nodes_take_seconds(tmp_path: Path) -> None:
     """Of many places for long edges, too; this is no measurement, but a bound."""
-    drawn = picture_of(chains(100), [(100, 3)], {}, None)
+    drawn = picture_of(cut_call(chains(100), [(100, 3)], {}, None))
     assert len(drawn.nodes) > 1000
     start = time.perf_counter()
     layout = layout_of(drawn)

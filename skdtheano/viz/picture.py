@@ -9,7 +9,7 @@ import numpy as np
 from skdtheano import engine, symbolic
 from skdtheano.engine import Variable
 from skdtheano.functions.costs import op_name
-from skdtheano.functions.cut_calls import CutCall, cut_call
+from skdtheano.functions.cut_calls import CutCall
 from skdtheano.functions.lengths import Shape, SizedPiece
 from skdtheano.graphs.placement import (
     REPLICATED,
@@ -82,17 +82,12 @@ class Picture:
     edges: tuple[tuple[int, int], ...]
 
 
-def picture_of(
-    f: Any,
-    arguments: Sequence[Any],
-    named: Mapping[str, Any],
-    blocks: int | Sequence[int] | None,
-) -> Picture:
-    """The picture of what a call with such arguments would run; see `skdtheano.explain`.
+def picture_of(call: CutCall) -> Picture:
+    """The picture of what a call would run.
 
     Constants, and Ops of constants alone, are not drawn.
     """
-    return _Drawing(cut_call(f, arguments, named, blocks)).picture()
+    return _Drawing(call).picture()
 
 
 class _Drawing:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from skdtheano.functions.cut_calls import cut_call
 from skdtheano.viz.drawing import svg_of
 from skdtheano.viz.layout import layout_of
 from skdtheano.viz.page import page_of
@@ -43,7 +44,7 @@ def d3viz(
     Path
         Of the file.
     """
-    picture = picture_of(f, arguments, named, blocks)
+    picture = picture_of(cut_call(f, arguments, named, blocks))
     return _written(path, page_of(picture, layout_of(picture)).encode())
 
 
@@ -82,7 +83,7 @@ def svg(
             f"{path} ends neither in .svg nor in .png. For a page, use skdtheano.viz.d3viz."
         )
     to_png = _png_drawer(path) if kind == ".png" else None
-    picture = picture_of(f, arguments, named, blocks)
+    picture = picture_of(cut_call(f, arguments, named, blocks))
     drawn = svg_of(picture, layout_of(picture)).encode()
     return _written(path, drawn if to_png is None else to_png(bytestring=drawn))
 
