@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Make one of the project's environments:
-#   environment.sh pytensor|theano|lowest PYTHON
+#   environment.sh pytensor|theano|lowest|newest PYTHON
 set -euo pipefail
 lane=$1
-python=${2:?"no Python was given. Theano 1.0.5 needs Python 3.11: make PYTHON_THEANO=/path/to/python3.11"}
+python=${2:?"no Python was given. Theano 1.0.5 needs Python 3.11: make PYTHON_THEANO=/path/to/python3.11; the newest PyTensor a newer one: make PYTHON_NEWEST=/path/to/python3.13"}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 cd "$(dirname "$0")/.."
 case $lane in
@@ -21,6 +21,9 @@ pip install --quiet --upgrade pip
 case $lane in
 pytensor)
     pip install --quiet --editable '.[examples,test,lint]'
+    ;;
+newest)
+    pip install --quiet --editable '.[test]'
     ;;
 theano)
     "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 12))' || {
