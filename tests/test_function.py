@@ -263,6 +263,13 @@ def test_calls_on_a_cluster_reuse_what_it_has_compiled(client: Client) -> None:
     assert compiled() == first
 
 
+def test_errors_on_workers_name_the_inputs_and_their_shapes(client: Client) -> None:
+    f = skdtheano.function(lambda table, w: engine.dot(table, w), target="dask")
+    with pytest.raises(ValueError) as error:
+        f(lazy(X), np.ones(N_COLUMNS + 1)).compute()
+    assert f"'w' of shape ({N_COLUMNS + 1},)" in error.value.__notes__[-1]
+
+
 def test_threads_of_one_process_do_not_share_a_compiled_function() -> None:
     x = matrix()
     f = skdtheano.function([x], engine.tanh(x).sum(axis=0))
@@ -475,6 +482,29 @@ def test_wrong_use_is_refused_with_what_to_do(name: str) -> None:
     with pytest.raises(kind) as refusal:
         call()
     assert re.search(says, str(refusal.value), re.DOTALL), refusal.value
+
+
+@pytest.mark.parametrize("given", [lazy(X), X], ids=["dask", "NumPy"])
+def test_errors_of_the_engine_name_the_inputs_and_their_shapes(given: Any) -> None:
+    @skdtheano.function(target="dask")
+    def product(table: Any, weights: Any) -> Any:
+        return engine.dot(table, weights)
+
+    with pytest.raises(ValueError) as error:
+        dask.compute(product(given, np.ones(N_COLUMNS + 1)))
+    note = error.value.__notes__[-1]  # before it, the engine's own hint
+    assert note.startswith("This was ") and "product" in note
+    assert f"'weights' of shape ({N_COLUMNS + 1},)" in note
+    assert re.search(rf"'table' of shape \(\d+, {N_COLUMNS}\)", note)
+
+
+def test_a_missing_argument_is_named_with_its_function() -> None:
+    @skdtheano.function(target="dask")
+    def product(table: Any, weights: Any) -> Any:
+        return engine.dot(table, weights)
+
+    with pytest.raises(TypeError, match=r"product\(table.*weights.*missing.*'weights'"):
+        product(lazy(X))
 
 
 def test_replicated_input_given_in_blocks_is_refused() -> None:

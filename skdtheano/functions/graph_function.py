@@ -20,7 +20,7 @@ from skdtheano.graphs.splitting import split
 from skdtheano.notices import warn_user
 from skdtheano.runtime.lazy import lazy_outputs
 from skdtheano.runtime.pieces import Source, source_of
-from skdtheano.runtime.staged import Staged
+from skdtheano.runtime.staged import Staged, telling_of
 
 
 class GraphFunction:
@@ -125,7 +125,9 @@ class GraphFunction:
         ]
         values += [_value_of(shared) for shared in self.shared]
         if not any(is_dask_collection(value) for value in values):
-            return self._finished(self._source()(*values))
+            with telling_of(self.options.name, self._names(), values):
+                found = self._source()(*values)
+            return self._finished(found)
         if self.options.target != "dask":
             raise TypeError(
                 f"{self.options.name} was given a dask array and has "
@@ -139,9 +141,12 @@ class GraphFunction:
             cut.row_chunks,
             self._shapes().of(cut.arguments),
             self.options.name,
-            [name_of(symbol, place) for place, symbol in enumerate(self.symbols)],
+            self._names(),
         )
         return self._finished(arrays)
+
+    def _names(self) -> list[str]:
+        return [name_of(symbol, place) for place, symbol in enumerate(self.symbols)]
 
     def plan(self, placements: Sequence[Placement]) -> Plan:
         """The graph, cut by rows, for inputs that are placed so."""

@@ -69,7 +69,10 @@ class TracedFunction:
         self, arguments: Sequence[Any], named: Mapping[str, Any]
     ) -> tuple[GraphFunction, list[Any], Any]:
         """The function of symbols for a call, its arrays, and what to make of its outputs."""
-        bound = self._signature.bind(*arguments, **named)  # defaults are the function's own
+        try:
+            bound = self._signature.bind(*arguments, **named)  # defaults are its own
+        except TypeError as error:
+            raise TypeError(f"{self.options.name}{self._signature}: {error}.") from None
         arrays: dict[str, Any] = {}
         key: list[Any] = []
         for name, value in _flat(bound, self._signature).items():

@@ -40,3 +40,29 @@ def combine(verb: Verb, values: Sequence[np.ndarray]) -> np.ndarray:
         return whole
     whole = reduce(PAIRS[name], values)
     return np.asarray(whole, dtype=values[0].dtype)
+
+
+def of_no_rows(verb: Verb, like: np.ndarray) -> np.ndarray | None:
+    """What a block without rows brings: nothing that changes the whole.
+
+    Parameters
+    ----------
+    verb : tuple of (str, int or None)
+    like : ndarray
+        What a block with one row brings.
+
+    Returns
+    -------
+    ndarray or None
+        None where there is no such value, as there is no maximum of nothing.
+    """
+    name, axis = verb
+    if name == "rows":
+        assert axis is not None
+        return np.take(like, [], axis=axis)
+    if name == "shape":
+        none = np.array(like)
+        none[axis] = 0
+        return none
+    neutral = getattr(PAIRS[name], "identity", None)
+    return None if neutral is None else np.full_like(like, neutral)

@@ -166,7 +166,7 @@ class _Builder:
     def _add_values(self, source: str, numbers: Sequence[int], what: str) -> None:
         for place, number in enumerate(numbers):
             key = self._key(f"{what}-value-{number}")
-            self.tasks[key] = (_value, source, place)
+            self.tasks[key] = (getitem, source, place)
             self.known[number] = key
 
     def _add_blocks(self, step: Step, stage: int) -> None:
@@ -223,7 +223,7 @@ class _Builder:
         chunks: list[tuple[float, ...]] = [(length,) for length in outline.shape]
         place = [0] * len(chunks)
         if axis is None:
-            tasks: dict[Any, Any] = {(name, *place): (_as_it_is, self.known[number])}
+            tasks: dict[Any, Any] = {(name, *place): (whole_value, self.known[number])}
         else:
             chunks[axis] = self.row_chunks
             tasks = {}
@@ -266,10 +266,6 @@ def _starts(lengths: Sequence[int]) -> list[np.ndarray]:
 
 def _pick(results: Sequence[Any], places: Sequence[int]) -> list[Any]:
     return [results[place] for place in places]
-
-
-def _value(results: Sequence[Any], place: int) -> np.ndarray:
-    return whole_value(results[place])
 
 
 def _as_it_is(value: Any) -> Any:

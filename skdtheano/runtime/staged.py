@@ -1,12 +1,13 @@
 """A plan, ready to run: its pieces packed for other processes, its symbols numbered."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from skdtheano.runtime.combining import Verb, combine
+from skdtheano.runtime.combining import Verb, combine, of_no_rows
 from skdtheano.runtime.pieces import Source
 
 
@@ -154,7 +155,23 @@ def run_block(
                 "Blocks of a filter have unknown lengths: give chunks=(np.nan, ...) to "
                 "map_blocks, and filter all inputs alike; or call compute_chunk_sizes()."
             )
-    return run_step(step, *values)
+    with telling_of(f"block {number} of {step.source.name}", names, values):
+        return run_step(step, *values)
+
+
+@contextmanager
+def telling_of(what: str, names: Sequence[str], values: Sequence[Any]) -> Iterator[None]:
+    """Note on errors what was computed and of which shapes: the engine's name no input."""
+    try:
+        yield
+    except Exception as error:
+        shapes = [
+            f"{name} of shape {np.shape(value)}"
+            for name, value in zip(names, values, strict=True)
+            if not isinstance(value, NoRows)
+        ]
+        error.add_note(f"This was {what}, given {', '.join(shapes) or 'nothing'}.")
+        raise
 
 
 def _of_dtype(value: Any, dtype: str, what: str) -> Any:
@@ -187,8 +204,8 @@ def _run_padded(step: Step, arguments: Sequence[np.ndarray], error: str) -> list
             refusal = refusal or refused
             continue
         return [
-            NoRows(error, result) if axis is None else _cut(result, axis)
-            for result, axis in zip(results, step.write_axes, strict=True)
+            _of_no_rows(verb, axis, result, error)
+            for verb, axis, result in zip(step.verbs, step.write_axes, results, strict=True)
         ]
     assert refusal is not None
     refusal.add_note(
@@ -203,8 +220,12 @@ def _one_row(array: np.ndarray, axis: int, fill: Fill) -> np.ndarray:
     return fill(shape).astype(array.dtype)
 
 
-def _cut(array: np.ndarray, axis: int) -> np.ndarray:
-    return np.take(array, [], axis=axis)
+def _of_no_rows(verb: Verb | None, axis: int | None, of_one: np.ndarray, error: str) -> Any:
+    """A result without rows, from one of one row."""
+    if axis is not None:
+        return np.take(of_one, [], axis=axis)
+    neutral = None if verb is None else of_no_rows(verb, of_one)
+    return NoRows(error, of_one) if neutral is None else neutral
 
 
 def combine_results(verbs: Sequence[Verb], results: Sequence[Sequence[Any]]) -> list[Any]:
@@ -220,7 +241,7 @@ def combine_parts(verb: Verb, parts: Sequence[Any]) -> Any:
 
 
 def whole_value(value: Any) -> np.ndarray:
-    """A combined value, once all blocks are in it."""
+    """An output that all blocks are in."""
     if isinstance(value, NoRows):
         raise ValueError(f"No block has a row, and without one: {value.error}")
     return np.asarray(value)
@@ -272,10 +293,9 @@ def run_here(
                     for block, results in zip(here, found, strict=True):
                         block[number] = results[k]
                 else:
-                    parts = [results[k] for results in found]
-                    known[number] = whole_value(combine_parts(verb, parts))
+                    known[number] = combine_parts(verb, [results[k] for results in found])
     return [
-        known[number]
+        whole_value(known[number])
         if axis is None
         else np.concatenate([block[number] for block in here], axis=axis)
         for number, axis in zip(staged.outputs, staged.output_axes, strict=True)
