@@ -15,7 +15,7 @@ PYTHON_THEANO ?= $(shell for p in $(PYTHON) python3.11; do \
 PYTHON_NEWEST ?= $(shell for p in python3.14 python3.13 python3.12; do \
 	$$p -c 'import ensurepip' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo environments test test-pytensor test-theano test-lowest test-newest test-exhaustive lint docs clean
+.PHONY: demo environments test test-pytensor test-theano test-lowest test-newest test-exhaustive test-faults lint docs clean
 
 demo: .venv/ready
 	.venv/bin/python examples/flights.py
@@ -43,7 +43,11 @@ test-newest: .venv-newest/ready
 
 # Every row of the parity table on a cluster: about 25 minutes.
 test-exhaustive: .venv/ready
-	.venv/bin/python $(PYTEST) -m exhaustive
+	.venv/bin/python $(PYTEST) tests/test_parity.py -m exhaustive
+
+# Every fault at every place of a fit, on clusters of 1 to 3 workers.
+test-faults: .venv/ready
+	.venv/bin/python -m pytest tests/faults -m cluster
 
 # The pages of docs/, in docs/_build/html.
 docs: .venv/ready

@@ -22,7 +22,7 @@ from cases import Case, data, expected
 from dask.sizeof import sizeof
 from distributed import Client, LocalCluster, SchedulerPlugin, get_client, worker_client
 from distributed.core import Status
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier
 
@@ -32,6 +32,7 @@ from skdtheano.estimators.numeric_targets import NumberEncoder
 from skdtheano.runtime.placing import make_block
 from skdtheano.runtime.rounds import ClusterRuntime
 from skdtheano.runtime.sites import ClusterSite
+from skdtheano.runtime.workers import first_owners
 
 pytestmark = [
     pytest.mark.cluster,
@@ -378,7 +379,9 @@ def test_a_worker_lost_between_a_round_and_its_report_changes_nothing(
 
         def kill_then_gather(futures: Any, *args: Any, **kwargs: Any) -> Any:
             keys = [str(future.key) for future in futures]
-            if not killed and any("epoch-3-" in key and key.endswith("loss") for key in keys):
+            if not killed and any(
+                "epoch-3-" in key and key.endswith("report") for key in keys
+            ):
                 [holder] = client.who_has(futures)[keys[0]]
                 os.kill(pids[holder], signal.SIGKILL)
                 killed.append(holder)
@@ -405,7 +408,6 @@ def test_a_worker_that_is_paused_in_mid_round_loses_no_fit(
         return looks[-1]
 
     monkeypatch.setattr(ClusterSite, "stuck_workers", recorded)
-    monkeypatch.setattr(ClusterSite.__init__, "__defaults__", (0.2,))
     X = da.random.RandomState(0).normal(size=(12_000, 3), chunks=(3_000, 3))
     y = (X[:, 0] > 0).astype(int)
     clf = DistributedMLPClassifier((3,), batch_size=10, max_iter=2, tol=0, random_state=0)
@@ -429,7 +431,7 @@ def test_a_worker_that_is_paused_in_mid_round_loses_no_fit(
         "skdtheano-epoch-2-",
         lambda address: Thread(target=pause_once_begun, args=[address]).start(),
     )
-    with Client(own_cluster):
+    with Client(own_cluster), dask.config.set({"skdtheano.no-worker-timeout": 0.2}):
         clf.fit(X, y)
     assert plugin.called and clf.n_iter_ == 2
     assert looks and not any(looks)
@@ -499,6 +501,44 @@ def test_ctrl_c_keeps_the_epochs_that_were_finished(
     # The workers are free again: a fit on them goes through.
     again = MULTICLASS.ours().fit(*chunked(X, y))
     assert_allclose(again.loss_curve_, expected(MULTICLASS).loss_curve_, rtol=1e-7)
+
+
+def test_the_same_chunks_on_as_many_workers_give_the_same_bits(
+    client_of: Callable[[int], Client],
+) -> None:
+    X, y = data("multiclass")
+    client = client_of(3)
+    table, targets = chunked(X, y, rows=13)
+    fits = [MULTICLASS.ours(max_iter=10).fit(table, targets)]
+    for worker in client.nthreads():  # all rows on one worker when the fit begins
+        kept = [client.persist(one, workers=[worker]) for one in (table, targets)]
+        fits.append(MULTICLASS.ours(max_iter=10).fit(*kept))
+    for one in fits[1:]:
+        assert one.loss_curve_ == fits[0].loss_curve_
+        for ours, theirs in zip(one.coefs_, fits[0].coefs_, strict=True):
+            assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "n_workers", "expected"),
+    [
+        ((10,) * 4, 2, "aabb"),
+        ((10,) * 4, 3, "abbc"),
+        ((100, 1, 1), 2, "abb"),
+        ((5,), 3, "a"),
+        ((1, 1, 1, 1, 100, 1, 1), 2, "bbbbabb"),
+    ],
+)
+def test_shares_are_of_neighbours_and_even(
+    lengths: tuple[int, ...], n_workers: int, expected: str
+) -> None:
+    workers = "wvu"[:n_workers]
+    rng = np.random.RandomState(0)
+    for _ in range(20):
+        holders = [None if rng.randint(2) else rng.choice([*workers, "?"]) for _ in lengths]
+        owners = first_owners(lengths, holders, list(rng.permutation([*workers])))
+        partition = [owners.index(owner) for owner in owners]
+        assert partition == [expected.index(share) for share in expected]
 
 
 def test_two_fits_at_once_on_one_cluster_both_finish(client: Client) -> None:

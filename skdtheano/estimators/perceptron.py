@@ -26,6 +26,8 @@ from skdtheano.estimators.fitted_state import (
 from skdtheano.estimators.reading import Targets, is_distributed
 from skdtheano.estimators.training_data import TrainingData, data_at_site, data_in_memory
 from skdtheano.graphs.network import Network
+from skdtheano.runtime.clients import outside_the_slots, resolve_client
+from skdtheano.runtime.failures import EndedEarly
 from skdtheano.runtime.local import LocalRuntime
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import HeldOut
@@ -33,13 +35,7 @@ from skdtheano.runtime.parameters import Layout, TrainState
 from skdtheano.runtime.program import ProgramSpec
 from skdtheano.runtime.rounds import ClusterRuntime
 from skdtheano.runtime.scores import ScoreSums
-from skdtheano.runtime.sites import (
-    ClusterSite,
-    LocalSite,
-    Site,
-    outside_the_slots,
-    resolve_client,
-)
+from skdtheano.runtime.sites import ClusterSite, LocalSite, Site
 from skdtheano.training import (
     FullBatch,
     Progress,
@@ -165,11 +161,13 @@ class DistributedPerceptron(BaseEstimator, ABC):
 
     @contextmanager
     def _unchanged_by_failure(self) -> Iterator[None]:
-        """A fit that fails, after hours on a cluster say, leaves the model as it was."""
+        """A fit that fails leaves the model as it was, unless it has learned something."""
         before = dict(vars(self))
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, EndedEarly) and error.model_kept:
+                raise
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
@@ -284,16 +282,29 @@ class DistributedPerceptron(BaseEstimator, ABC):
             one_epoch=going_on,
             verbose=bool(self.verbose),
         )
-        initial = state.theta
-        fit_stochastic(runtime, order, schedule, progress, self._score_of)
-        final = runtime.state()
-        theta = final.theta
-        if self.early_stopping:
-            best = runtime.best()
-            # Without any finite score scikit-learn goes back to where a first fit began.
-            theta = best if best is not None else (initial if anew else theta)
-        self.coefs_, self.intercepts_ = model.layout.unpack(theta)
-        keep(self, progress, optimizer, final)
+        initial, n_before = state.theta, progress.n_iter
+
+        def take_over() -> None:
+            final = runtime.state()
+            theta = final.theta
+            if self.early_stopping:
+                best = runtime.best()
+                # Without any finite score scikit-learn goes back to where a first fit began.
+                theta = best if best is not None else (initial if anew else theta)
+            self.coefs_, self.intercepts_ = model.layout.unpack(theta)
+            keep(self, progress, optimizer, final)
+
+        try:
+            fit_stochastic(runtime, order, schedule, progress, self._score_of)
+        except EndedEarly as failure:
+            if progress.n_iter > n_before:  # what hours have learned is kept
+                take_over()
+                failure.model_kept = True
+                failure.add_note(
+                    f"The model has what it learned in the {progress.n_iter} epochs before."
+                )
+            raise
+        take_over()
 
     def _train_full_batch(self, data: TrainingData, model: Model, state: TrainState) -> None:
         runtime = _runtime(data, model, state, None)
@@ -325,5 +336,7 @@ def _runtime(
     data: TrainingData, model: Model, state: TrainState, held_out: HeldOut | None
 ) -> Runtime:
     if isinstance(data.site, ClusterSite):
-        return ClusterRuntime(model, data.site, data.handles, data.lengths, state, held_out)
-    return LocalRuntime(model, data.handles, state, held_out)
+        return ClusterRuntime(
+            model, data.site, data.handles, data.lengths, data.numbers, state, held_out
+        )
+    return LocalRuntime(model, data.handles, data.numbers, state, held_out)

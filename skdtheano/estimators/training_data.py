@@ -26,6 +26,8 @@ class TrainingData:
     handles : list of Handle
         A `Block` each; empty blocks are left out.
     lengths : list of int
+    numbers : list of int
+        Which blocks of the table they are; empty for a table in memory, which has none.
     n_features, n_outputs : int
     row_dtype : {"float64", "float32"}
     sparse : bool
@@ -34,6 +36,7 @@ class TrainingData:
     site: Site
     handles: list[Handle]
     lengths: list[int]
+    numbers: list[int]
     n_features: int
     n_outputs: int
     row_dtype: str
@@ -77,7 +80,7 @@ def data_in_memory(
     rows = scipy.sparse.csr_array(X) if sparse else X
     block = Block(rows, encode(y), weights)
     return TrainingData(
-        site, site.put([block]), [len(block)], X.shape[1], n_outputs, X.dtype.name, sparse
+        site, site.put([block]), [len(block)], [], X.shape[1], n_outputs, X.dtype.name, sparse
     )
 
 
@@ -103,9 +106,11 @@ def data_at_site(
     rows = aligned.rows
     dtype = row_dtype(rows.reports)
     sparse = any(report.sparse for report in rows.reports)
-    handles, kept = place_blocks(
+    handles, lengths, numbers = place_blocks(
         rows, aligned.truth, aligned.weights, site, dtype, sparse, aligned.encode
     )
     n_features = rows.reports[0].n_columns
     assert n_features is not None
-    return TrainingData(site, handles, kept, n_features, aligned.n_outputs, dtype, sparse)
+    return TrainingData(
+        site, handles, lengths, numbers, n_features, aligned.n_outputs, dtype, sparse
+    )

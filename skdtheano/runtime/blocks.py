@@ -95,6 +95,13 @@ class RowBlocks:
             np.concatenate([part.weights for part in parts]),
         )
 
+    def by_block(self, rows: np.ndarray) -> Iterator[tuple[int, Batch]]:
+        """Rows by number, in a batch for each block that holds some of them."""
+        for i, block in enumerate(self.blocks):
+            held = rows[(rows >= self.starts[i]) & (rows < self.starts[i + 1])]
+            if len(held):
+                yield i, self._take(block, held - self.starts[i])
+
     def pieces(self, rows: np.ndarray | None, max_rows: int) -> Iterator[Batch]:
         """All rows, or some by number, in pieces of at most `max_rows`."""
         if rows is not None:

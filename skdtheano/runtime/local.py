@@ -4,6 +4,7 @@ import numpy as np
 
 from skdtheano.runtime.blocks import Block
 from skdtheano.runtime.collective import Solo
+from skdtheano.runtime.failures import NotFinite
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import Epoch, HeldOut, RowMap
 from skdtheano.runtime.parameters import TrainState
@@ -19,6 +20,8 @@ class LocalRuntime:
     ----------
     model : Model
     blocks : list of Block
+    numbers : list of int
+        What each block is called; empty if nothing.
     state : TrainState
     held_out : callable, optional
         From a `RowMap` to each rank's validation rows.
@@ -28,10 +31,12 @@ class LocalRuntime:
         self,
         model: Model,
         blocks: list[Block],
+        numbers: list[int],
         state: TrainState,
         held_out: HeldOut | None = None,
     ) -> None:
         self._model = model
+        self._numbers = numbers
         self._rows = model.rows_of(blocks)
         self._places = RowMap(tuple(len(block) for block in blocks), (0,) * len(blocks))
         self._state = state
@@ -40,16 +45,22 @@ class LocalRuntime:
 
     def run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
         [batches] = epoch.shares(self._places)
-        with Program(self._model.spec) as program:
-            return run_epoch(
-                program,
-                self._model.layout,
-                self._rows,
-                batches,
-                self._state,
-                settings,
-                Solo(),
-            )
+        before = self._state.copy()
+        try:
+            with Program(self._model.spec) as program:
+                return run_epoch(
+                    program,
+                    self._model.layout,
+                    self._rows,
+                    batches,
+                    self._state,
+                    settings,
+                    Solo(),
+                )
+        except NotFinite as error:
+            self._state = before
+            names = [self._numbers[i] for i in error.blocks] if self._numbers else []
+            raise NotFinite(error.epoch, error.minibatch, names) from None
 
     def validation_sums(self) -> ScoreSums:
         assert self._held_out is not None

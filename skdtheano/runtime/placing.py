@@ -41,13 +41,15 @@ def place_blocks(
     row_dtype: str,
     sparse: bool,
     encode: Encode,
-) -> tuple[list[Handle], list[int]]:
+) -> tuple[list[Handle], list[int], list[int]]:
     """Make a `Block` of each set of pieces with rows, and leave it at the site.
 
     Returns
     -------
     handles : list of Handle
     lengths : list of int
+    numbers : list of int
+        Which blocks of the table they are.
     """
     kept = [b for b, length in enumerate(rows.lengths) if length]
     lengths = [rows.lengths[b] for b in kept]
@@ -66,7 +68,7 @@ def place_blocks(
         for b, pin in zip(kept, where, strict=True)
     ]
     site.wait(handles)
-    return handles, lengths
+    return handles, lengths, kept
 
 
 def row_dtype(reports: Sequence[Report]) -> str:

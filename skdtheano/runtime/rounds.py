@@ -8,7 +8,7 @@ that the last round left, on the workers that are there then.
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -16,26 +16,25 @@ from typing import Any, TypeVar
 import numpy as np
 from distributed.scheduler import KilledWorker
 
+from skdtheano.runtime.failures import NotFinite, RoundFailed, RoundsFailed, ValueLost
 from skdtheano.runtime.mailbox import RoundAborted
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import Epoch, HeldOut, ListedBatches, RowMap
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.scores import ScoreSums
-from skdtheano.runtime.sites import Check, ClusterSite, Handle, ValueLost
+from skdtheano.runtime.sites import Check, ClusterSite, Handle
 from skdtheano.runtime.steps import LossSums, StepSettings
 from skdtheano.runtime.tasks import (
     RoundResult,
     Seat,
     evaluate_blocks,
-    loss_of,
+    report_of,
     score_blocks,
     train_round,
 )
+from skdtheano.runtime.workers import assign_blocks
 
 Result = TypeVar("Result")
-
-#: Seconds of silence, pings included, after which a worker counts as lost.
-DEADLINE = 30.0
 
 #: Failures of one round after which the fit ends in an error.
 MAX_FAILURES = 3
@@ -49,10 +48,6 @@ _MODEL_LOST = (
 )
 
 
-class RoundFailed(Exception):
-    """A round has to be run again; the text says why."""
-
-
 class ClusterRuntime:
     """Drives the rounds of one fit.
 
@@ -64,12 +59,12 @@ class ClusterRuntime:
         A `Block` each.
     lengths : list of int
         Rows of each block.
+    numbers : list of int
+        What each block is called: its number in the table.
     state : TrainState
         To begin with.
     held_out : callable, optional
         From a `RowMap` to each rank's validation rows.
-    deadline : float
-        Seconds; see `Peers`.
     """
 
     def __init__(
@@ -78,18 +73,19 @@ class ClusterRuntime:
         site: ClusterSite,
         blocks: list[Handle],
         lengths: list[int],
+        numbers: list[int],
         state: TrainState,
         held_out: HeldOut | None = None,
-        deadline: float = DEADLINE,
     ) -> None:
         self._site = site
         self._model = model
         self._blocks: list[Handle] = blocks
         self._lengths = tuple(lengths)
+        self._numbers = numbers
         self._draw_held_out = held_out
-        self._deadline = deadline
-        self._initial: RoundResult | None = RoundResult(state, 0.0)
-        self._copies: list[Handle] = self._site.put([self._initial])
+        #: The last state, where it is here too; that of a large model is on the workers alone.
+        self._here: RoundResult | None = RoundResult(state, 0.0)
+        self._copies: list[Handle] = self._site.put([self._here])
         self._keeps = False  # whether the state of now is the best
         self._sent_held_out: list[Any] | None = None
         self._group()
@@ -99,28 +95,40 @@ class ClusterRuntime:
 
         Raises
         ------
-        RuntimeError
+        RoundsFailed
             If the round failed ``MAX_FAILURES`` times; names the causes.
+        NotFinite
+            If a loss or a gradient is; names the blocks.
         """
-        return self._retried(
-            f"Epoch {settings.epoch}", lambda: self._run_round(epoch, settings)
-        )
+
+        def attempt() -> float:
+            if set(self._site.workers()) != self._known:
+                self._regroup()  # workers that have joined take their share
+            return self._run_round(epoch, settings)
+
+        return self._retried(f"Epoch {settings.epoch}", attempt)
 
     def _retried(self, what: str, attempt: Callable[[], Result]) -> Result:
         causes: list[str] = []
         while True:
             try:
+                if causes:
+                    self._regroup()
                 return attempt()
             except (RoundFailed, ValueLost) as failure:
                 causes.append(str(failure))
                 if len(causes) == MAX_FAILURES:
-                    raise RuntimeError(
+                    raise RoundsFailed(
                         f"{what} failed {MAX_FAILURES} times on the cluster:\n"
                         + "\n".join(f"{i + 1}. {cause}" for i, cause in enumerate(causes))
                         + "\nSee the workers' logs (client.get_worker_logs())."
                     ) from failure
-                self._keep_living_copies()
-                self._group()
+
+    def _regroup(self) -> None:
+        # In this order: a copy that was lost with its worker would be asked of dask again,
+        # which would run its round again, on that worker.
+        self._keep_living_copies()
+        self._group()
 
     def _run_round(self, epoch: Epoch, settings: StepSettings) -> float:
         round_id = f"skdtheano-epoch-{settings.epoch}-{uuid.uuid4().hex[:12]}"
@@ -137,25 +145,25 @@ class ClusterRuntime:
                         self._sent(batches, worker),
                         settings,
                         self._keeps,
-                        Seat(round_id, rank, self._workers, self._deadline),
+                        Seat(round_id, rank, self._workers, self._site.deadline),
                         key=f"{round_id}-{rank}",
                         workers=[worker],
                         priority=10,
                     )
                 )
             report = self._site.submit(
-                loss_of, tasks[0], workers=[self._workers[0]], key=f"{round_id}-loss"
+                report_of, tasks[0], workers=[self._workers[0]], key=f"{round_id}-report"
             )
             self._site.wait([*tasks, report], self._check(tasks))
             self._raise_failures(tasks)
-            [loss] = self._site.get([report], self._check(tasks))
+            [(loss, result)] = self._site.get([report], self._check(tasks))
         except BaseException:
             # Cancelled tasks leave their round at its next exchange. A closed client has
             # cancelled them by itself, and says so here in words that would hide ours.
             with suppress(Exception):
                 self._site.client.cancel(tasks, force=True)
             raise
-        self._copies, self._initial, self._keeps = tasks, None, False
+        self._copies, self._here, self._keeps = tasks, result, False
         return float(loss)
 
     def _check(self, tasks: Sequence[Handle]) -> Check:
@@ -178,16 +186,22 @@ class ClusterRuntime:
                 del stuck_since[worker]
             for worker in stuck:
                 if now - stuck_since.setdefault(worker, now) > patience:
-                    raise RuntimeError(
-                        f"Worker {worker} has been paused for {patience:g} s: its memory is "
+                    raise RoundFailed(
+                        f"worker {worker} has been paused for {patience:g} s: its memory is "
                         "nearly full, and it starts no task. Give the workers more "
-                        "memory (memory_limit=), use more of them, or smaller blocks."
+                        "memory (memory_limit=), use more of them, or smaller blocks"
                     )
 
         return check
 
     def _raise_failures(self, tasks: Sequence[Handle]) -> None:
-        errors = [task.exception() for task in tasks if task.status == "error"]
+        failed = [rank for rank, task in enumerate(tasks) if task.status == "error"]
+        errors = [tasks[rank].exception() for rank in failed]
+        not_finite = {
+            r: e for r, e in zip(failed, errors, strict=True) if type(e) is NotFinite
+        }
+        if not_finite:
+            raise self._named(not_finite)
         own = [error for error in errors if not isinstance(error, RoundAborted | KilledWorker)]
         if own:
             raise own[0]
@@ -196,6 +210,20 @@ class ClusterRuntime:
         if any(task.status != "finished" for task in tasks):
             self._site.workers()  # says so if it is the client that is gone
             raise RoundFailed("the tasks of the round were cancelled")
+
+    def _named(self, found: Mapping[int, NotFinite]) -> NotFinite:
+        """What ranks found at one minibatch, with the blocks' numbers in the table."""
+        owned = [
+            [b for b, owner in enumerate(self._places.owners) if owner == rank]
+            for rank in range(len(self._workers))
+        ]
+        blocks = sorted(
+            self._numbers[owned[rank][i]]
+            for rank, error in found.items()
+            for i in error.blocks
+        )
+        first = next(iter(found.values()))
+        return NotFinite(first.epoch, first.minibatch, sorted(blocks))
 
     def validation_sums(self) -> ScoreSums:
         return self._retried("The validation score", self._validation_sums)
@@ -245,18 +273,16 @@ class ClusterRuntime:
         self._keeps = True
 
     def state(self) -> TrainState:
-        if self._initial is not None:
-            return self._initial.state
-        return self._fetch(self._copies).state
+        return (self._here or self._fetch(self._copies)).state
 
     def best(self) -> np.ndarray | None:
-        last = self._initial or self._fetch(self._copies)
+        last = self._here or self._fetch(self._copies)
         return last.state.theta if self._keeps else last.best
 
     def _fetch(self, copies: Sequence[Handle]) -> RoundResult:
         """The first of some copies that a worker still holds."""
         for copy in copies:
-            [holder] = self._site.holders([copy])
+            [holder] = self._site.holders([copy], self._site.workers())
             if holder is None:
                 continue
 
@@ -275,7 +301,10 @@ class ClusterRuntime:
         return self._copies[rank % len(self._copies)]
 
     def _group(self) -> None:
-        """Find out who holds which block now, and number those workers."""
+        """Share the blocks out to the workers that are there now, and number these.
+
+        A block stays where it lies unless that worker would hold too much, or takes no task.
+        """
         self._site.wait(self._blocks)
         broken = [i for i, block in enumerate(self._blocks) if block.status != "finished"]
         if broken:
@@ -283,15 +312,18 @@ class ClusterRuntime:
             error = self._blocks[broken[0]].exception()
             if error is not None and not isinstance(error, KilledWorker | CancelledError):
                 raise error  # what its own loading says
+            numbers = [self._numbers[b] for b in broken]
             raise RuntimeError(
-                f"Blocks {broken} of the training rows cannot be had any more: {error}. Rows "
+                f"Blocks {numbers} of the training rows cannot be had any more: {error}. Rows "
                 "that were scattered, or that came from memory, are lost with their worker; "
                 "load them with dask.array or dask.dataframe, which can load them again."
             ) from error
-        workers = self._site.workers()
-        holders = self._site.holders(self._blocks)
-        owners = [holder if holder in workers else workers[0] for holder in holders]
-        self._workers = sorted(set(owners))
+        workers = self._site.available_workers()
+        self._known = set(self._site.workers())
+        holders = self._site.holders(self._blocks, workers)
+        owners = assign_blocks(self._lengths, holders, workers)
+        # Sums are added in this order: that of the blocks, not of addresses.
+        self._workers = list(dict.fromkeys(owners))
         ranks = tuple(self._workers.index(owner) for owner in owners)
         self._places = RowMap(self._lengths, ranks, len(self._workers))
         draw = self._draw_held_out
@@ -304,14 +336,14 @@ class ClusterRuntime:
         Raises
         ------
         RuntimeError
-            If no worker that took part in the last round is left.
+            If the model is large, and no worker that took part in the last round is left.
         """
-        workers = self._site.workers()
-        holders = self._site.holders(self._copies)
+        holders = self._site.holders(self._copies, self._site.workers())
         pairs = zip(self._copies, holders, strict=True)
-        kept = [copy for copy, holder in pairs if holder in workers]
-        if not kept and self._initial is not None:
-            kept = self._site.put([self._initial])
+        kept = [copy for copy, holder in pairs if holder is not None]
+        if not kept and self._here is not None:
+            self._site.available_workers()  # waits for one
+            kept = self._site.put([self._here])
         if not kept:
             raise RuntimeError(_MODEL_LOST)
         self._copies = kept
@@ -327,12 +359,7 @@ class ClusterRuntime:
         """An argument as it is or, where it is large, as data on a worker."""
         is_large = isinstance(argument, np.ndarray | ListedBatches)
         if is_large and argument.nbytes > _SCATTER_BYTES:
-            try:
-                return self._site.client.scatter(
-                    argument, hash=False, workers=None if worker is None else [worker]
-                )
-            except (KeyError, TimeoutError) as error:
-                raise RoundFailed(f"worker {worker} left before the round") from error
+            return self._site.scatter(argument, worker)
         return argument
 
     def _total(self, parts: Iterable[Handle]) -> Any:

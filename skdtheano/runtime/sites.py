@@ -1,21 +1,32 @@
 """Where blocks live and functions of blocks run: in this process, or on a dask cluster."""
 
 import asyncio
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Sequence
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import wait as futures_wait
+from contextvars import copy_context
 from functools import reduce
 from operator import add
 from typing import Any, Protocol
 
 from dask.base import compute, persist
 from dask.delayed import Delayed
-from distributed import Client, Worker, get_client, rejoin, secede, wait
-from distributed.threadpoolexecutor import thread_state
+from distributed import Client, wait
 
+from skdtheano.runtime.failures import ValueLost
 from skdtheano.runtime.mailbox import ExchangePlugin
+from skdtheano.runtime.workers import (
+    Heartbeats,
+    first_owners,
+    restart,
+    seconds_of,
+    stuck_workers,
+)
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between looks at the cluster while something is awaited from it.
 _POLL_SECONDS = 1.0
@@ -27,10 +38,6 @@ Check = Callable[[list[str]], None]
 
 #: Values that one task adds up.
 _FAN_IN = 8
-
-
-class ValueLost(RuntimeError):
-    """A value cannot be had: its task was cancelled, or lost with its worker."""
 
 
 def add_up(parts: list[Any]) -> Any:
@@ -104,14 +111,24 @@ class ClusterSite:
     Parameters
     ----------
     client : Client
+
+    Attributes
+    ----------
+    deadline : float
+        Seconds of silence after which a worker counts as lost, by the setting
+        ``skdtheano.worker-deadline`` of dask's configuration. What waits for it goes on
+        without it.
     patience : float
-        Seconds for which the cluster may have no worker before a wait ends in an error.
+        Seconds for which the cluster may have no worker before a wait ends in an error, by
+        the setting ``skdtheano.no-worker-timeout``.
     """
 
-    def __init__(self, client: Client, patience: float = 30.0) -> None:
+    def __init__(self, client: Client) -> None:
         self.client = client
-        self.patience = patience
-        client.register_plugin(ExchangePlugin())
+        self.deadline = seconds_of("skdtheano.worker-deadline", 30.0)
+        self.patience = seconds_of("skdtheano.no-worker-timeout", 30.0)
+        self._heartbeats = Heartbeats()
+        self._watched(lambda: client.register_plugin(ExchangePlugin()))
 
     def keep(self, collections: Sequence[Any]) -> list[Any]:
         return list(self.client.persist(list(collections)))
@@ -122,8 +139,25 @@ class ClusterSite:
 
     def put(self, blocks: Sequence[Any]) -> list[Handle]:
         # hash=False: hashed keys of two fits would be one key (distributed#3703).
-        futures: list[Handle] = self.client.scatter(list(blocks), hash=False)
+        futures: list[Handle] = self.scatter(list(blocks), None)
         return futures
+
+    def scatter(self, values: Any, worker: str | None) -> Any:
+        """Send values that are in this process to a worker, or to any.
+
+        Raises
+        ------
+        ValueLost
+            If the worker is not there.
+        """
+        workers = None if worker is None else [worker]
+        try:
+            return self._watched(
+                lambda: self.client.scatter(values, hash=False, workers=workers)
+            )
+        except (KeyError, TimeoutError) as error:
+            left = f"worker {worker}" if worker else "every worker"
+            raise ValueLost(f"{left} was gone before it was sent anything") from error
 
     def submit(self, function: Callable[..., Any], *args: Any, **where: Any) -> Handle:
         return self.client.submit(function, *args, pure=False, **where)
@@ -138,10 +172,11 @@ class ClusterSite:
                 "with its worker and cannot be made again."
             )
         try:
-            return list(self.client.gather(list(handles)))
+            values = self._watched(lambda: self.client.gather(list(handles)), check, handles)
         except (CancelledError, asyncio.CancelledError) as error:
             # The worker went between the two lines above.
             raise ValueLost(f"a result was lost with its worker ({error})") from error
+        return list(values)
 
     def total(self, parts: Iterable[Handle], check: Check | None = None) -> Any:
         """The sum of some values, added on the workers in the order given."""
@@ -161,7 +196,8 @@ class ClusterSite:
         self, handles: Sequence[Handle], lengths: Sequence[int]
     ) -> list[dict[str, Any]]:
         self.wait(handles)
-        chosen = assign_blocks(lengths, self.holders(handles), self.workers())
+        workers = self.available_workers()
+        chosen = first_owners(lengths, self.holders(handles, workers), workers)
         # allow_other_workers: a block whose worker is lost is made again elsewhere.
         return [{"workers": [worker], "allow_other_workers": True} for worker in chosen]
 
@@ -193,7 +229,7 @@ class ClusterSite:
         RuntimeError
             If the cluster has had no worker for ``patience`` seconds.
         """
-        last_seen = time.monotonic()
+        look = self._look(check)
         futures = list(handles)
         while futures:
             try:
@@ -201,137 +237,95 @@ class ClusterSite:
                 return
             except (TimeoutError, CancelledError, asyncio.CancelledError):
                 futures = [future for future in futures if not future.done()]
+            look(futures)
+
+    def _watched(
+        self,
+        call: Callable[[], Any],
+        check: Check | None = None,
+        handles: Sequence[Handle] | None = None,
+    ) -> Any:
+        """Call what waits for workers, in a thread, and look after these meanwhile.
+
+        `handles` are what it waits for; None if it waits for all workers.
+        """
+        called: Future[Any] = Future()
+        context = copy_context()  # dask tells by it whether this is inside a task
+
+        def run() -> None:
+            try:
+                called.set_result(context.run(call))
+            except BaseException as error:
+                called.set_exception(error)
+
+        threading.Thread(target=run, name="skdtheano-call", daemon=True).start()
+        look = self._look(check)
+        while not futures_wait([called], timeout=_POLL_SECONDS).done:
+            look(handles)
+        return called.result()
+
+    def _look(self, check: Check | None) -> Callable[[Sequence[Handle] | None], None]:
+        """What to do about once a second while something is awaited from the workers.
+
+        A frozen process keeps its connections, so whoever waits for it waits for good. One
+        that no heartbeat came from for the deadline is restarted, which ends that.
+        """
+        had_worker = time.monotonic()
+
+        def look(handles: Sequence[Handle] | None) -> None:
+            nonlocal had_worker
             workers = self.workers()
             if workers:
-                last_seen = time.monotonic()
-            elif time.monotonic() - last_seen > self.patience:
+                had_worker = time.monotonic()
+            elif time.monotonic() - had_worker > self.patience:
                 raise RuntimeError(
-                    f"The cluster has had no worker for {self.patience:g} s, and "
-                    f"{len(futures)} tasks wait for one. Start workers and fit again."
+                    f"The cluster has had no worker for {self.patience:g} s, and tasks wait "
+                    "for one. Start workers and fit again; for a cluster that takes longer to "
+                    "start them, dask.config.set({'skdtheano.no-worker-timeout': '10 min'})."
                 )
+            known = self.client.scheduler_info(n_workers=-1)["workers"]
+            last_seen = {address: worker["last_seen"] for address, worker in known.items()}
+            silent = self._heartbeats.silent(last_seen, self.deadline)
+            if silent:
+                keys = None if handles is None else [handle.key for handle in handles]
+                for worker in restart(self.client, silent, keys):
+                    logger.warning(
+                        "Worker %s was silent for %g s and is restarted.",
+                        worker,
+                        self.deadline,
+                    )
+                workers = self.workers()
             if check is not None:
                 check(workers)
 
-    def stuck_workers(self, addresses: Sequence[str], tasks: Sequence[Handle]) -> list[str]:
-        """Workers that are paused, their memory nearly full, with some task not begun.
+        return look
 
-        A pause stops no task that runs already.
+    def available_workers(self) -> list[str]:
+        """Addresses of the workers that take tasks; of all, if none does.
+
+        Those that are paused, their memory nearly full, take none, nor do those that are
+        about to leave. Waits for a worker if the cluster has none.
         """
+        look = self._look(None)
+        while not (workers := self.workers()):
+            look([])
+            time.sleep(_POLL_SECONDS)
         known = self.client.scheduler_info(n_workers=-1)["workers"]
-        paused = [a for a in addresses if known.get(a, {}).get("status") == "paused"]
-        if not paused:
-            return []
-        waiting = self.client.run(
-            _has_waiting, keys=[task.key for task in tasks], workers=paused, on_error="ignore"
-        )
-        return [address for address in paused if waiting.get(address)]
+        running = [a for a in workers if known.get(a, {}).get("status") == "running"]
+        return running or workers
 
-    def holders(self, handles: Sequence[Handle]) -> list[str | None]:
-        """A worker that holds each block, None where the block is lost for now."""
+    def stuck_workers(self, addresses: Sequence[str], tasks: Sequence[Handle]) -> list[str]:
+        """Workers that are paused, with some of the tasks not begun."""
+        return stuck_workers(self.client, addresses, [task.key for task in tasks])
+
+    def holders(self, handles: Sequence[Handle], among: Container[str]) -> list[str | None]:
+        """One of some workers that holds each block; None where none of them does."""
         kept = [handle for handle in handles if handle.status == "finished"]
         try:
             who_has = self.client.who_has(kept) if kept else {}
         except CancelledError:  # one was lost between the two lines above
-            return self.holders(handles)
-        return [min(who_has.get(handle.key, ()), default=None) for handle in handles]
-
-
-def assign_blocks(
-    lengths: Sequence[int], holders: Sequence[str | None], workers: Sequence[str]
-) -> list[str]:
-    """Choose each block's worker: where it lies, unless that worker holds too much.
-
-    Parameters
-    ----------
-    lengths : sequence of int
-        Rows of each block.
-    holders : sequence of str or None
-        A worker that holds the block now.
-    workers : sequence of str
-        All workers.
-
-    Returns
-    -------
-    list of str
-        A block moves only from a worker that would hold more than a tenth above the
-        mean, and only if its new worker then holds less.
-    """
-    load = dict.fromkeys(workers, 0)
-    chosen: list[str] = []
-    for length, holder in zip(lengths, holders, strict=True):
-        chosen.append(holder if holder in load else min(load, key=lambda w: load[w]))
-        load[chosen[-1]] += length
-    limit = 1.1 * sum(lengths) / len(load)
-    for block in sorted(range(len(lengths)), key=lambda b: (-lengths[b], b)):
-        source = chosen[block]
-        target = min(load, key=lambda w: load[w])
-        if load[source] > limit and load[target] + lengths[block] < load[source]:
-            load[source] -= lengths[block]
-            load[target] += lengths[block]
-            chosen[block] = target
-    return chosen
-
-
-def _has_waiting(keys: list[Any], dask_worker: Worker) -> bool:
-    """Whether a task of these was given to the worker and has not begun; runs there."""
-    tasks = dask_worker.state.tasks
-    return any(key in tasks and tasks[key].state in ("ready", "constrained") for key in keys)
-
-
-def resolve_client(client: Client | None) -> Client | None:
-    """The client to use for dask input: the one given, else the current one, else None.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the client given is not a `distributed.Client` of this thread, is closed or
-        asynchronous, or its cluster has no workers.
-    """
-    if client is None:
-        try:
-            client = get_client()
-        except ValueError:
-            return None
-    if not isinstance(client, Client):
-        raise TypeError(
-            f"client={client!r} is a {type(client).__name__}. Give a distributed.Client, for "
-            "example Client(cluster) or Client('tcp://scheduler:8786'), or None."
-        )
-    if client.asynchronous and not _in_task():
-        raise ValueError(
-            f"client={client!r} is asynchronous, and fit is not. Make it with "
-            "Client(..., asynchronous=False)."
-        )
-    if client.status != "running":
-        raise ValueError(
-            f"client={client!r} is {client.status}. Make a new Client, or use client=None to "
-            "take the current one."
-        )
-    if not client.nthreads():
-        raise ValueError(
-            f"client={client!r} has no workers. Start some (cluster.scale(2)) and call "
-            "client.wait_for_workers(1) before fit."
-        )
-    return client
-
-
-def _in_task() -> bool:
-    """Whether this thread runs a task and holds one of its worker's slots."""
-    pool = getattr(thread_state, "executor", None)
-    return pool is not None and threading.current_thread() in pool._threads
-
-
-@contextmanager
-def outside_the_slots() -> Iterator[None]:
-    """Give a task's thread slot back while it waits for tasks of its own.
-
-    A fit inside a task would otherwise hold the slot that its rounds wait for.
-    """
-    if not _in_task():
-        yield
-        return
-    secede()
-    try:
-        yield
-    finally:
-        rejoin()
+            return self.holders(handles, among)
+        return [
+            min((a for a in who_has.get(handle.key, ()) if a in among), default=None)
+            for handle in handles
+        ]

@@ -10,6 +10,7 @@ import numpy as np
 from skdtheano.graphs.optimizers import Optimizer
 from skdtheano.runtime.blocks import RowBlocks
 from skdtheano.runtime.collective import Collective
+from skdtheano.runtime.failures import NotFinite
 from skdtheano.runtime.order import Batches
 from skdtheano.runtime.parameters import Layout, TrainState
 from skdtheano.runtime.program import Program
@@ -97,6 +98,8 @@ def run_epoch(
     ------
     ValueError
         If the weights of a minibatch sum to 0.
+    NotFinite
+        If a loss or a gradient is; names those of these blocks that held it.
     """
     optimizer = settings.optimizer
     dtype = state.theta.dtype
@@ -123,6 +126,9 @@ def run_epoch(
                 f"{settings.epoch} sums to 0, so its mean loss is undefined. Drop rows of "
                 "weight 0 before fit, or use a larger batch_size."
             )
+        if not (np.isfinite(loss) and all_finite(gradient)):
+            held_it = _not_finite(program, layout, blocks, rows, state.theta)
+            raise NotFinite(settings.epoch, number + 1, held_it)
         coefs = state.theta[: layout.n_coefs]
         total += size * (loss / weight + 0.5 * settings.alpha * float(coefs @ coefs) / weight)
         step = state.step + 1
@@ -135,6 +141,26 @@ def run_epoch(
         )
         state.theta, state.slots, state.step = theta, slots, step
     return total
+
+
+def all_finite(vector: np.ndarray) -> bool:
+    """Whether all entries are; one pass, where a sum of finite entries does not overflow."""
+    return bool(np.isfinite(vector.sum()) or np.isfinite(vector).all())
+
+
+def _not_finite(
+    program: Program, layout: Layout, blocks: RowBlocks, rows: np.ndarray, theta: np.ndarray
+) -> list[int]:
+    """The blocks whose share of a minibatch has a loss or a gradient that is not finite."""
+    part = np.zeros_like(theta)
+    found = []
+    for number, batch in blocks.by_block(rows):
+        loss = program.sums(
+            layout.views(theta), batch.rows, batch.targets, batch.weights, layout.views(part)
+        )
+        if not (np.isfinite(loss) and all_finite(part)):
+            found.append(number)
+    return found
 
 
 def loss_sums(

@@ -16,6 +16,9 @@ from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.steps import LossSums, StepSettings, loss_sums, run_epoch, score_sums
 
+#: A state of more bytes stays on the workers, which all have it.
+_REPORTED_BYTES = 2**20
+
 
 @dataclass(frozen=True)
 class RoundResult:
@@ -73,9 +76,12 @@ def train_round(
     return RoundResult(state, loss, before.state.theta if keep else before.best)
 
 
-def loss_of(result: RoundResult) -> float:
-    """The number of a round that its caller decides by."""
-    return result.loss
+def report_of(result: RoundResult) -> tuple[float, RoundResult | None]:
+    """What the caller of a round gets: its loss; and all of it, where that is little.
+
+    With it a fit survives the loss of all its workers.
+    """
+    return result.loss, result if sizeof(result) <= _REPORTED_BYTES else None
 
 
 def score_blocks(

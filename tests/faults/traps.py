@@ -1,0 +1,132 @@
+"""What goes wrong in a worker when it comes to a place of a fit."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from distributed import Worker
+
+from skdtheano.runtime import tasks
+
+#: The topic on which a worker tells that it has come to the place.
+TOPIC = "skdtheano-trap"
+
+_WRAPPED = ("run_epoch", "score_sums", "loss_sums")
+_ORIGINAL = {name: getattr(tasks, name) for name in _WRAPPED}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A point of a fit on one worker.
+
+    Attributes
+    ----------
+    function : {"run_epoch", "score_sums", "loss_sums"}
+        Of `skdtheano.runtime.tasks`.
+    time : int
+        The epoch, or which call of the function; from 1.
+    minibatch : int
+        Of the epoch, from 1.
+    """
+
+    function: str
+    time: int
+    minibatch: int = 0
+
+
+def set_trap(place: Place, fault: str, dask_worker: Worker) -> None:
+    """Let a fault happen once, where this worker comes to a place."""
+    clear_trap()
+    original = _ORIGINAL[place.function]
+    calls = 0
+
+    def run_epoch(*arguments: Any) -> Any:
+        *before, settings, peers = arguments
+        if settings.epoch != place.time:
+            return original(*arguments)
+        return original(*before, settings, _Trapped(peers, place.minibatch, spring))
+
+    def called(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == place.time:
+            spring(None)
+        return original(*arguments)
+
+    def spring(peers: Any) -> bool:
+        clear_trap()
+        dask_worker.log_event(TOPIC, {"address": dask_worker.address, "at": time.time()})
+        happens: Callable[[Worker, Any], Any] = FAULTS[fault]
+        return happens(dask_worker, peers) is not None
+
+    setattr(tasks, place.function, run_epoch if place.function == "run_epoch" else called)
+
+
+def clear_trap() -> None:
+    for name, function in _ORIGINAL.items():
+        setattr(tasks, name, function)
+
+
+class _Trapped:
+    """Peers, with a trap at one of their sums."""
+
+    def __init__(self, peers: Any, at: int, spring: Callable[[Any], bool]) -> None:
+        self.peers, self.at, self.spring = peers, at, spring
+        self.n_sums = 0
+
+    def sum(self, scalars: tuple[float, ...], vector: np.ndarray) -> Any:
+        self.n_sums += 1
+        if self.n_sums == self.at and self.spring(self.peers):
+            vector[0] = np.nan
+        return self.peers.sum(scalars, vector)
+
+
+def _kill(worker: Worker, peers: Any) -> None:
+    time.sleep(0.1)  # the event that was logged is to leave
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _freeze(worker: Worker, peers: Any) -> None:
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _cut(worker: Worker, peers: Any) -> None:
+    """Abort the connections to the peers or, where there are none, to the scheduler."""
+    comms = [] if peers is None else list(peers._comms.values())
+    for comm in comms or [worker.batched_stream.comm]:
+        worker.loop.add_callback(comm.abort)
+
+
+def _slow(worker: Worker, peers: Any) -> None:
+    time.sleep(3)
+
+
+def _raise(worker: Worker, peers: Any) -> None:
+    raise ZeroDivisionError("a fault of the tests")
+
+
+def _spoil(worker: Worker, peers: Any) -> bool:
+    return True
+
+
+def _only_tell(worker: Worker, peers: Any) -> None:
+    """What happens is up to who was told; the place is not left before it has begun."""
+    time.sleep(0.5)
+
+
+FAULTS: dict[str, Callable[[Worker, Any], Any]] = {
+    "SIGKILL": _kill,
+    "SIGSTOP": _freeze,
+    "closed comm": _cut,
+    "slow worker": _slow,
+    "exception": _raise,
+    "not finite": _spoil,
+    "nanny restart": _only_tell,
+    "retire": _only_tell,
+    "join": _only_tell,
+}
