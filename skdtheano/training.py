@@ -100,6 +100,7 @@ def fit_stochastic(
                     progress.learning_rate,
                     schedule.alpha,
                     progress.n_iter + 1,
+                    may_diverge=schedule.early_stopping,
                 ),
             )
             _record(progress, loss / order.n_rows, order.n_rows, schedule)

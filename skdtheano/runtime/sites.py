@@ -280,8 +280,8 @@ class ClusterSite:
             elif time.monotonic() - had_worker > self.patience:
                 raise RuntimeError(
                     f"The cluster has had no worker for {self.patience:g} s, and tasks wait "
-                    "for one. Start workers and fit again; for a cluster that takes longer to "
-                    "start them, dask.config.set({'skdtheano.no-worker-timeout': '10 min'})."
+                    "for one. Start workers and fit again; if that takes longer, "
+                    "dask.config.set({'skdtheano.no-worker-timeout': '1 hour'}) before."
                 )
             known = self.client.scheduler_info(n_workers=-1)["workers"]
             last_seen = {address: worker["last_seen"] for address, worker in known.items()}

@@ -38,12 +38,16 @@ class StepSettings:
         Strength of the L2 penalty.
     epoch : int
         Counts from 1; for messages.
+    may_diverge : bool
+        Whether to go on where a loss or a gradient is not finite: with early stopping, which
+        goes back to the best parameters in the end.
     """
 
     optimizer: Optimizer
     learning_rate: float
     alpha: float
     epoch: int
+    may_diverge: bool
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def run_epoch(
     ValueError
         If the weights of a minibatch sum to 0.
     NotFinite
-        If a loss or a gradient is; names those of these blocks that held it.
+        If a loss or a gradient is, and may not be; names those of these blocks that held it.
     """
     optimizer = settings.optimizer
     dtype = state.theta.dtype
@@ -126,7 +130,7 @@ def run_epoch(
                 f"{settings.epoch} sums to 0, so its mean loss is undefined. Drop rows of "
                 "weight 0 before fit, or use a larger batch_size."
             )
-        if not (np.isfinite(loss) and all_finite(gradient)):
+        if not (settings.may_diverge or (np.isfinite(loss) and all_finite(gradient))):
             held_it = _not_finite(program, layout, blocks, rows, state.theta)
             raise NotFinite(settings.epoch, number + 1, held_it)
         coefs = state.theta[: layout.n_coefs]

@@ -15,7 +15,7 @@ _NANNY_SECONDS = 10.0
 
 
 def seconds_of(setting: str, default: float) -> float:
-    """A time from dask's configuration, as ``dask.config.set({setting: "2 min"})`` says it.
+    """A time of dask's configuration, as by ``dask.config.set({setting: "2 minutes"})``.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def seconds_of(setting: str, default: float) -> float:
     if not seconds > 0:
         raise ValueError(
             f"{setting}={given!r} of dask's configuration is no time above 0. Give seconds, "
-            f"or a text such as '2 min': dask.config.set({{{setting!r}: {default:g}}})."
+            f"or a text such as '2 minutes': dask.config.set({{{setting!r}: {default:g}}})."
         )
     return seconds
 

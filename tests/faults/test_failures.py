@@ -1,0 +1,104 @@
+"""Fits that cannot go on: what is said, and what is kept."""
+
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from distributed import Client
+from numpy.testing import assert_allclose
+
+from skdtheano import DistributedMLPRegressor
+from skdtheano.runtime.failures import RoundFailed
+from skdtheano.runtime.rounds import ClusterRuntime
+
+pytestmark = [
+    pytest.mark.cluster,
+    # A few epochs are not meant to converge.
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+]
+
+RNG = np.random.RandomState(0)
+X = RNG.normal(size=(60, 3))
+Y = X @ [1.0, -1.0, 0.5]
+
+
+def regressor(**parameters: Any) -> DistributedMLPRegressor:
+    chosen = {"hidden_layer_sizes": (4,), "random_state": 0, "max_iter": 6, "batch_size": 20}
+    return DistributedMLPRegressor(**{**chosen, **parameters})
+
+
+def in_blocks(X: np.ndarray, y: np.ndarray) -> tuple[da.Array, da.Array]:
+    return da.from_array(X, chunks=(15, 3)), da.from_array(y, chunks=15)
+
+
+@pytest.mark.parametrize("where", ["in memory", "without a cluster", "on a cluster"])
+def test_the_block_of_a_loss_that_overflows_is_named(
+    where: str, request: pytest.FixtureRequest
+) -> None:
+    if where == "on a cluster":
+        request.getfixturevalue("client")
+    y = Y.copy()
+    y[50] = 1e200  # in block 3; its square overflows
+    given = (X, y) if where == "in memory" else in_blocks(X, y)
+    with pytest.raises(ValueError, match=r"that of minibatch [123] of epoch 1") as told:
+        regressor().fit(*given)
+    named = "in its rows of block 3." in str(told.value)
+    assert named == (where != "in memory")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, as with scikit-learn
+def test_a_model_that_diverges_keeps_its_last_finite_epoch() -> None:
+    reg = regressor(solver="sgd", learning_rate_init=0.01, warm_start=True).fit(X, Y)
+    before = [coef.copy() for coef in reg.coefs_]
+    reg.set_params(learning_rate_init=1e150)
+    with pytest.raises(ValueError, match="non-finite"):
+        reg.fit(X, Y)
+    # No epoch of this fit was finite, so the model is the one before.
+    for ours, theirs in zip(reg.coefs_, before, strict=True):
+        assert_allclose(ours, theirs, rtol=0)
+
+
+def test_a_round_that_keeps_failing_leaves_what_the_epochs_before_learned(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_round = ClusterRuntime._run_round
+
+    def lost(self: ClusterRuntime, epoch: Any, settings: Any) -> float:
+        if settings.epoch == 4:
+            raise RoundFailed("lost worker tcp://10.0.0.1:1")
+        return run_round(self, epoch, settings)
+
+    monkeypatch.setattr(ClusterRuntime, "_run_round", lost)
+    reg = regressor()
+    with pytest.raises(RuntimeError, match=r"Epoch 4 failed 3 times.*\n1\. lost") as told:
+        reg.fit(*in_blocks(X, Y))
+    assert "learned in the 3 epochs before" in told.value.__notes__[-1]
+    short = regressor().set_params(max_iter=3).fit(X, Y)
+    assert reg.n_iter_ == 3
+    assert_allclose(reg.loss_curve_, short.loss_curve_, rtol=1e-9)
+    assert_allclose(reg.coefs_[0], short.coefs_[0], rtol=1e-7)
+    monkeypatch.undo()
+    # It can be gone on with, as after Ctrl-C.
+    reg.partial_fit(*in_blocks(X, Y))
+    assert reg.t_ == 4 * len(X)
+
+
+@pytest.mark.parametrize("setting", ["worker-deadline", "no-worker-timeout"])
+@pytest.mark.parametrize("given", ["soon", 0, -3, None, "-2 s"])
+def test_a_time_that_is_none_is_refused(client: Client, setting: str, given: Any) -> None:
+    with (
+        dask.config.set({f"skdtheano.{setting}": given}),
+        pytest.raises(ValueError, match=rf"skdtheano\.{setting}=.*'2 minutes'"),
+    ):
+        regressor().fit(*in_blocks(X, Y))
+
+
+def test_times_are_texts_or_seconds(client: Client) -> None:
+    from skdtheano.runtime.sites import ClusterSite
+
+    with dask.config.set({"skdtheano.worker-deadline": "2 minutes"}):
+        assert ClusterSite(client).deadline == 120
+    with dask.config.set({"skdtheano.no-worker-timeout": 7.5}):
+        assert ClusterSite(client).patience == 7.5
