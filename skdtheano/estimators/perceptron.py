@@ -284,27 +284,28 @@ class DistributedPerceptron(BaseEstimator, ABC):
         )
         initial, n_before = state.theta, progress.n_iter
 
-        def take_over() -> None:
+        def take_over(or_initial: bool) -> None:
             final = runtime.state()
-            theta = final.theta
-            if self.early_stopping:
-                best = runtime.best()
-                # Without any finite score scikit-learn goes back to where a first fit began.
-                theta = best if best is not None else (initial if anew else theta)
+            theta = initial if self.early_stopping and or_initial else final.theta
+            if self.early_stopping and (best := runtime.best()) is not None:
+                theta = best
             self.coefs_, self.intercepts_ = model.layout.unpack(theta)
             keep(self, progress, optimizer, final)
 
         try:
             fit_stochastic(runtime, order, schedule, progress, self._score_of)
         except EndedEarly as failure:
-            if progress.n_iter > n_before:  # what hours have learned is kept
-                take_over()
-                failure.model_kept = True
-                failure.add_note(
-                    f"The model has what it learned in the {progress.n_iter} epochs before."
-                )
+            if progress.n_iter > n_before:
+                try:
+                    take_over(or_initial=False)
+                    failure.model_kept = True
+                    said = f"The model has what it learned in {progress.n_iter} epochs before."
+                except Exception as error:
+                    said = f"What it learned in {progress.n_iter} epochs is lost: {error}"
+                failure.add_note(said)
             raise
-        take_over()
+        # Without any finite score scikit-learn goes back to where a first fit began.
+        take_over(or_initial=anew)
 
     def _train_full_batch(self, data: TrainingData, model: Model, state: TrainState) -> None:
         runtime = _runtime(data, model, state, None)

@@ -60,7 +60,7 @@ class LocalRuntime:
         except NotFinite as error:
             self._state = before
             names = [self._numbers[i] for i in error.blocks] if self._numbers else []
-            raise NotFinite(error.epoch, error.minibatch, names) from None
+            raise error.named(names) from None
 
     def validation_sums(self) -> ScoreSums:
         assert self._held_out is not None

@@ -16,7 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 from distributed.scheduler import KilledWorker
 
-from skdtheano.runtime.failures import NotFinite, RoundFailed, RoundsFailed, ValueLost
+from skdtheano.runtime.failures import (
+    NotFinite,
+    RoundFailed,
+    RoundsFailed,
+    ValueLost,
+    WorkersLost,
+)
 from skdtheano.runtime.mailbox import RoundAborted
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import Epoch, HeldOut, ListedBatches, RowMap
@@ -32,7 +38,7 @@ from skdtheano.runtime.tasks import (
     score_blocks,
     train_round,
 )
-from skdtheano.runtime.workers import assign_blocks
+from skdtheano.runtime.workers import assign_blocks, first_owners
 
 Result = TypeVar("Result")
 
@@ -85,9 +91,10 @@ class ClusterRuntime:
         self._draw_held_out = held_out
         #: The last state, where it is here too; that of a large model is on the workers alone.
         self._here: RoundResult | None = RoundResult(state, 0.0)
-        self._copies: list[Handle] = self._site.put([self._here])
+        self._copies: list[Handle] = []  # on workers, once a round asks for one
         self._keeps = False  # whether the state of now is the best
         self._sent_held_out: list[Any] | None = None
+        self._share: Callable[..., list[str]] = first_owners
         self._group()
 
     def run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
@@ -102,7 +109,7 @@ class ClusterRuntime:
         """
 
         def attempt() -> float:
-            if set(self._site.workers()) != self._known:
+            if set(self._site.available_workers()) != self._known:
                 self._regroup()  # workers that have joined take their share
             return self._run_round(epoch, settings)
 
@@ -175,7 +182,9 @@ class ClusterRuntime:
             lost = sorted(set(self._workers) - set(workers))
             if lost:
                 raise RoundFailed(f"lost worker {', '.join(lost)}")
-            if any(task.status == "error" for task in tasks):
+            errors = [task.exception() for task in tasks if task.status == "error"]
+            # Of a sum that is not finite all ranks say by themselves what they know of it.
+            if any(not isinstance(error, NotFinite) for error in errors):
                 # The others were told by their peer; those that cannot hear are cancelled.
                 self._raise_failures(tasks)
             now = time.monotonic()
@@ -223,7 +232,7 @@ class ClusterRuntime:
             for i in error.blocks
         )
         first = next(iter(found.values()))
-        return NotFinite(first.epoch, first.minibatch, sorted(blocks))
+        return first.named(sorted(blocks))
 
     def validation_sums(self) -> ScoreSums:
         return self._retried("The validation score", self._validation_sums)
@@ -298,6 +307,9 @@ class ClusterRuntime:
 
     def _copy_for(self, rank: int) -> Handle:
         """A copy of the state, the one on the rank's own worker if all have one."""
+        if not self._copies:
+            assert self._here is not None
+            self._copies = self._site.put([self._here])
         return self._copies[rank % len(self._copies)]
 
     def _group(self) -> None:
@@ -313,15 +325,16 @@ class ClusterRuntime:
             if error is not None and not isinstance(error, KilledWorker | CancelledError):
                 raise error  # what its own loading says
             numbers = [self._numbers[b] for b in broken]
-            raise RuntimeError(
+            raise WorkersLost(
                 f"Blocks {numbers} of the training rows cannot be had any more: {error}. Rows "
                 "that were scattered, or that came from memory, are lost with their worker; "
                 "load them with dask.array or dask.dataframe, which can load them again."
             ) from error
         workers = self._site.available_workers()
-        self._known = set(self._site.workers())
+        self._known = set(workers)
         holders = self._site.holders(self._blocks, workers)
-        owners = assign_blocks(self._lengths, holders, workers)
+        owners = self._share(self._lengths, holders, workers)
+        self._share = assign_blocks  # from now on blocks move only as needed
         # Sums are added in this order: that of the blocks, not of addresses.
         self._workers = list(dict.fromkeys(owners))
         ranks = tuple(self._workers.index(owner) for owner in owners)
@@ -341,10 +354,7 @@ class ClusterRuntime:
         holders = self._site.holders(self._copies, self._site.workers())
         pairs = zip(self._copies, holders, strict=True)
         kept = [copy for copy, holder in pairs if holder is not None]
-        if not kept and self._here is not None:
-            self._site.available_workers()  # waits for one
-            kept = self._site.put([self._here])
-        if not kept:
+        if not kept and self._here is None:
             raise RuntimeError(_MODEL_LOST)
         self._copies = kept
 

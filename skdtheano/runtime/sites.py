@@ -1,7 +1,6 @@
 """Where blocks live and functions of blocks run: in this process, or on a dask cluster."""
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -16,7 +15,7 @@ from dask.base import compute, persist
 from dask.delayed import Delayed
 from distributed import Client, wait
 
-from skdtheano.runtime.failures import ValueLost
+from skdtheano.runtime.failures import SchedulerLost, ValueLost, WorkersLost
 from skdtheano.runtime.mailbox import ExchangePlugin
 from skdtheano.runtime.workers import (
     Heartbeats,
@@ -26,8 +25,6 @@ from skdtheano.runtime.workers import (
     stuck_workers,
 )
 
-logger = logging.getLogger(__name__)
-
 #: Seconds between looks at the cluster while something is awaited from it.
 _POLL_SECONDS = 1.0
 
@@ -35,6 +32,9 @@ Handle = Any
 
 #: Called with the workers' addresses about once a second; ends a wait by raising.
 Check = Callable[[list[str]], None]
+
+#: Times that the workers are told of the exchange before a fit gives up.
+_ATTEMPTS = 3
 
 #: Values that one task adds up.
 _FAN_IN = 8
@@ -115,9 +115,8 @@ class ClusterSite:
     Attributes
     ----------
     deadline : float
-        Seconds of silence after which a worker counts as lost, by the setting
-        ``skdtheano.worker-deadline`` of dask's configuration. What waits for it goes on
-        without it.
+        Seconds of silence after which a worker counts as lost for a round, by the setting
+        ``skdtheano.worker-deadline`` of dask's configuration.
     patience : float
         Seconds for which the cluster may have no worker before a wait ends in an error, by
         the setting ``skdtheano.no-worker-timeout``.
@@ -128,7 +127,14 @@ class ClusterSite:
         self.deadline = seconds_of("skdtheano.worker-deadline", 30.0)
         self.patience = seconds_of("skdtheano.no-worker-timeout", 30.0)
         self._heartbeats = Heartbeats()
-        self._watched(lambda: client.register_plugin(ExchangePlugin()))
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            try:
+                self._watched(lambda: client.register_plugin(ExchangePlugin()))
+                return
+            except OSError:  # a worker went before it had answered; the others have it
+                self.workers()
+                if not attempts_left:
+                    raise
 
     def keep(self, collections: Sequence[Any]) -> list[Any]:
         return list(self.client.persist(list(collections)))
@@ -148,16 +154,22 @@ class ClusterSite:
         Raises
         ------
         ValueLost
-            If the worker is not there.
+            If the worker is not there, or takes nothing.
         """
         workers = None if worker is None else [worker]
+        target = "a worker" if worker is None else f"worker {worker}"
+
+        def check(now: list[str]) -> None:
+            if worker is not None and worker not in now:
+                raise ValueLost(f"{target} left while it was sent data")
+
         try:
             return self._watched(
-                lambda: self.client.scatter(values, hash=False, workers=workers)
+                lambda: self.client.scatter(values, hash=False, workers=workers), check
             )
-        except (KeyError, TimeoutError) as error:
-            left = f"worker {worker}" if worker else "every worker"
-            raise ValueLost(f"{left} was gone before it was sent anything") from error
+        except (KeyError, OSError) as error:  # a timeout is an OSError too
+            self.workers()  # says so if it is the client that is gone
+            raise ValueLost(f"{target} is gone or paused, and was sent no data") from error
 
     def submit(self, function: Callable[..., Any], *args: Any, **where: Any) -> Handle:
         return self.client.submit(function, *args, pure=False, **where)
@@ -206,15 +218,23 @@ class ClusterSite:
 
         Raises
         ------
-        ConnectionError
+        SchedulerLost
             If the client has lost its scheduler.
         """
+        return list(self._workers_now())
+
+    def _workers_now(self) -> dict[str, dict[str, Any]]:
+        """What the scheduler knows of each worker."""
         if self.client.status != "running":
-            raise ConnectionError(
+            raise SchedulerLost(
                 f"The client lost its cluster while it was used (its status is "
                 f"{self.client.status!r}). Make a new Client and fit again."
             )
-        return list(self.client.nthreads())
+        # Not client.scheduler_info(), which gives what another thread may have fetched.
+        scheduler: Any = self.client.scheduler
+        told = self.client.sync(scheduler.identity, n_workers=-1)
+        known: dict[str, dict[str, Any]] = told["workers"]
+        return known
 
     def wait(self, handles: Sequence[Handle], check: Check | None = None) -> None:
         """Wait until every future has ended, well or not.
@@ -226,8 +246,11 @@ class ClusterSite:
 
         Raises
         ------
-        RuntimeError
+        WorkersLost
             If the cluster has had no worker for ``patience`` seconds.
+        ValueLost
+            With `check`, if a worker that the futures need was silent for the deadline; it
+            is restarted.
         """
         look = self._look(check)
         futures = list(handles)
@@ -247,7 +270,7 @@ class ClusterSite:
     ) -> Any:
         """Call what waits for workers, in a thread, and look after these meanwhile.
 
-        `handles` are what it waits for; None if it waits for all workers.
+        `handles` are the tasks that it waits for, if any.
         """
         called: Future[Any] = Future()
         context = copy_context()  # dask tells by it whether this is inside a task
@@ -267,36 +290,38 @@ class ClusterSite:
     def _look(self, check: Check | None) -> Callable[[Sequence[Handle] | None], None]:
         """What to do about once a second while something is awaited from the workers.
 
-        A frozen process keeps its connections, so whoever waits for it waits for good. One
-        that no heartbeat came from for the deadline is restarted, which ends that.
+        A frozen process keeps its connections, so whoever waits for it waits for good. In a
+        wait for tasks of our own, one that no heartbeat came from for the deadline is
+        restarted, which ends that. Others, which may hold the GIL in a user's code, are left
+        to dask, which takes the silent off the cluster after its own
+        ``distributed.scheduler.worker-ttl``.
         """
         had_worker = time.monotonic()
 
         def look(handles: Sequence[Handle] | None) -> None:
             nonlocal had_worker
-            workers = self.workers()
-            if workers:
+            known = self._workers_now()
+            if known:
                 had_worker = time.monotonic()
             elif time.monotonic() - had_worker > self.patience:
-                raise RuntimeError(
+                raise WorkersLost(
                     f"The cluster has had no worker for {self.patience:g} s, and tasks wait "
                     "for one. Start workers and fit again; if that takes longer, "
                     "dask.config.set({'skdtheano.no-worker-timeout': '1 hour'}) before."
                 )
-            known = self.client.scheduler_info(n_workers=-1)["workers"]
+            if check is None:
+                return
             last_seen = {address: worker["last_seen"] for address, worker in known.items()}
             silent = self._heartbeats.silent(last_seen, self.deadline)
-            if silent:
-                keys = None if handles is None else [handle.key for handle in handles]
-                for worker in restart(self.client, silent, keys):
-                    logger.warning(
-                        "Worker %s was silent for %g s and is restarted.",
-                        worker,
-                        self.deadline,
+            if silent and handles is not None:
+                gone = restart(self.client, silent, [handle.key for handle in handles])
+                if gone:
+                    raise ValueLost(
+                        f"worker {', '.join(gone)} was silent for {self.deadline:g} s and was "
+                        "restarted; where it was only busy, raise the setting "
+                        "skdtheano.worker-deadline of dask's configuration"
                     )
-                workers = self.workers()
-            if check is not None:
-                check(workers)
+            check(list(known))
 
         return look
 
@@ -307,16 +332,17 @@ class ClusterSite:
         about to leave. Waits for a worker if the cluster has none.
         """
         look = self._look(None)
-        while not (workers := self.workers()):
-            look([])
+        while not (known := self._workers_now()):
+            look(None)
             time.sleep(_POLL_SECONDS)
-        known = self.client.scheduler_info(n_workers=-1)["workers"]
-        running = [a for a in workers if known.get(a, {}).get("status") == "running"]
-        return running or workers
+        running = [a for a, worker in known.items() if worker["status"] == "running"]
+        return running or list(known)
 
     def stuck_workers(self, addresses: Sequence[str], tasks: Sequence[Handle]) -> list[str]:
         """Workers that are paused, with some of the tasks not begun."""
-        return stuck_workers(self.client, addresses, [task.key for task in tasks])
+        known = self._workers_now()
+        paused = [a for a in addresses if known.get(a, {}).get("status") == "paused"]
+        return stuck_workers(self.client, paused, [task.key for task in tasks])
 
     def holders(self, handles: Sequence[Handle], among: Container[str]) -> list[str | None]:
         """One of some workers that holds each block; None where none of them does."""

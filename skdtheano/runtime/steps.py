@@ -130,9 +130,10 @@ def run_epoch(
                 f"{settings.epoch} sums to 0, so its mean loss is undefined. Drop rows of "
                 "weight 0 before fit, or use a larger batch_size."
             )
-        if not (settings.may_diverge or (np.isfinite(loss) and all_finite(gradient))):
+        what = _what_is_not_finite(loss, gradient)
+        if what is not None and not settings.may_diverge:
             held_it = _not_finite(program, layout, blocks, rows, state.theta)
-            raise NotFinite(settings.epoch, number + 1, held_it)
+            raise NotFinite(what, settings.epoch, number + 1, held_it)
         coefs = state.theta[: layout.n_coefs]
         total += size * (loss / weight + 0.5 * settings.alpha * float(coefs @ coefs) / weight)
         step = state.step + 1
@@ -147,9 +148,11 @@ def run_epoch(
     return total
 
 
-def all_finite(vector: np.ndarray) -> bool:
-    """Whether all entries are; one pass, where a sum of finite entries does not overflow."""
-    return bool(np.isfinite(vector.sum()) or np.isfinite(vector).all())
+def _what_is_not_finite(loss: float, gradient: np.ndarray) -> str | None:
+    # One pass over the gradient, where a sum of finite entries does not overflow.
+    if not (np.isfinite(gradient.sum()) or np.isfinite(gradient).all()):
+        return "gradient"
+    return None if np.isfinite(loss) else "loss"
 
 
 def _not_finite(
@@ -162,7 +165,7 @@ def _not_finite(
         loss = program.sums(
             layout.views(theta), batch.rows, batch.targets, batch.weights, layout.views(part)
         )
-        if not (np.isfinite(loss) and all_finite(part)):
+        if _what_is_not_finite(loss, part) is not None:
             found.append(number)
     return found
 

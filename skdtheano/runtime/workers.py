@@ -10,6 +10,9 @@ from dask.utils import parse_timedelta
 from distributed import Client
 from distributed.core import Status
 
+#: Seconds between two looks after which nothing is known of what was in between.
+_GAP_SECONDS = 5.0
+
 #: Seconds within which a nanny has to answer that is asked to restart its worker.
 _NANNY_SECONDS = 10.0
 
@@ -38,12 +41,14 @@ def seconds_of(setting: str, default: float) -> float:
 class Heartbeats:
     """For how long each worker has been silent, by the clock of who looks.
 
-    Clocks of several hosts differ, and all of them jump when a laptop sleeps; so a worker is
-    silent for as long as looks find the same last heartbeat.
+    Clocks of several hosts differ; so a worker is silent for as long as looks find the same
+    last heartbeat. Time in which nobody looked, as while a laptop slept or the scheduler did
+    not answer, is not counted.
     """
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[Any, float]] = {}
+        self._looked = -np.inf
 
     def silent(self, last_seen: Mapping[str, Any], limit: float) -> list[str]:
         """Workers that no look has heard of for more than `limit` seconds.
@@ -56,14 +61,17 @@ class Heartbeats:
         """
         now = time.monotonic()
         before, self._seen = self._seen, {}
+        if now - self._looked > _GAP_SECONDS:
+            before = {}
+        self._looked = now
         for address, heard in last_seen.items():
             same = address in before and before[address][0] == heard
             self._seen[address] = before[address] if same else (heard, now)
         return [a for a, (_, since) in self._seen.items() if now - since > limit]
 
 
-def restart(client: Client, silent: Sequence[str], keys: Sequence[Any] | None) -> list[str]:
-    """Restart those of some workers that the tasks with these keys need; all, for None.
+def restart(client: Client, silent: Sequence[str], keys: Sequence[Any]) -> list[str]:
+    """Restart those of some workers that the tasks with these keys need.
 
     Their nannies kill them, frozen or not, and start others; a worker without one, or whose
     nanny does not answer, is removed from the cluster. What they held is made again.
@@ -74,18 +82,16 @@ def restart(client: Client, silent: Sequence[str], keys: Sequence[Any] | None) -
         The addresses that are gone.
     """
     gone: list[str] = client.run_on_scheduler(
-        _restart_needed, silent=list(silent), keys=None if keys is None else list(keys)
+        _restart_needed, silent=list(silent), keys=list(keys)
     )
     return gone
 
 
 async def _restart_needed(
-    dask_scheduler: Any, silent: list[str], keys: list[Any] | None
+    dask_scheduler: Any, silent: list[str], keys: list[Any]
 ) -> list[str]:
-    known = [address for address in silent if address in dask_scheduler.workers]
-    if keys is not None:
-        needed = _workers_of(dask_scheduler, keys)
-        known = [address for address in known if address in needed]
+    needed = _workers_of(dask_scheduler, keys)
+    known = [address for address in silent if address in needed]
     if known:
         await dask_scheduler.restart_workers(
             known,
@@ -115,16 +121,16 @@ def _workers_of(scheduler: Any, keys: list[Any]) -> set[str]:
     return found
 
 
-def stuck_workers(client: Client, addresses: Sequence[str], keys: Sequence[Any]) -> list[str]:
-    """Workers that are paused, their memory nearly full, and that some task waits for.
+def stuck_workers(client: Client, paused: Sequence[str], keys: Sequence[Any]) -> list[str]:
+    """Those of some workers that are paused, and that some task waits for.
 
-    A pause stops no task that runs already.
+    A pause, by nearly full memory, stops no task that runs already.
     """
-    known = client.scheduler_info(n_workers=-1)["workers"]
-    paused = [a for a in addresses if known.get(a, {}).get("status") == "paused"]
     if not paused:
         return []
-    stuck: list[str] = client.run_on_scheduler(_with_waiting, paused=paused, keys=list(keys))
+    stuck: list[str] = client.run_on_scheduler(
+        _with_waiting, paused=list(paused), keys=list(keys)
+    )
     return stuck
 
 
@@ -168,9 +174,11 @@ def first_owners(
         if holder is not None and holder in workers:
             held[share, holder] += length
     taker: dict[int, str] = {}
+    taken: set[str] = set()
     for share, worker in sorted(held, key=lambda pair: -held[pair]):
-        if share not in taker and worker not in taker.values():
+        if share not in taker and worker not in taken:
             taker[share] = worker
+            taken.add(worker)
     return assign_blocks(lengths, [taker[share] for share in shares], workers)
 
 

@@ -10,6 +10,7 @@ from distributed import Client
 from numpy.testing import assert_allclose
 
 from skdtheano import DistributedMLPRegressor
+from skdtheano.runtime import workers
 from skdtheano.runtime.failures import RoundFailed
 from skdtheano.runtime.rounds import ClusterRuntime
 
@@ -53,7 +54,7 @@ def test_a_model_that_diverges_keeps_its_last_finite_epoch() -> None:
     reg = regressor(solver="sgd", learning_rate_init=0.01, warm_start=True).fit(X, Y)
     before = [coef.copy() for coef in reg.coefs_]
     reg.set_params(learning_rate_init=1e150)
-    with pytest.raises(ValueError, match="non-finite"):
+    with pytest.raises(ValueError, match=r"non-finite.*gradient that is not finite"):
         reg.fit(X, Y)
     # No epoch of this fit was finite, so the model is the one before.
     for ours, theirs in zip(reg.coefs_, before, strict=True):
@@ -74,7 +75,7 @@ def test_a_round_that_keeps_failing_leaves_what_the_epochs_before_learned(
     reg = regressor()
     with pytest.raises(RuntimeError, match=r"Epoch 4 failed 3 times.*\n1\. lost") as told:
         reg.fit(*in_blocks(X, Y))
-    assert "learned in the 3 epochs before" in told.value.__notes__[-1]
+    assert "learned in 3 epochs before" in told.value.__notes__[-1]
     short = regressor().set_params(max_iter=3).fit(X, Y)
     assert reg.n_iter_ == 3
     assert_allclose(reg.loss_curve_, short.loss_curve_, rtol=1e-9)
@@ -102,3 +103,18 @@ def test_times_are_texts_or_seconds(client: Client) -> None:
         assert ClusterSite(client).deadline == 120
     with dask.config.set({"skdtheano.no-worker-timeout": 7.5}):
         assert ClusterSite(client).patience == 7.5
+
+
+def test_time_in_which_nobody_looked_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(workers.time, "monotonic", lambda: now)
+    beats = workers.Heartbeats()
+    assert beats.silent({"a": 1.0, "b": 1.0}, limit=10) == []
+    now = 60.0  # a laptop slept
+    assert beats.silent({"a": 1.0, "b": 1.0}, limit=10) == []
+    for now in np.arange(61.0, 70.0):
+        assert beats.silent({"a": 1.0, "b": now}, limit=10) == []
+    now = 71.0
+    assert beats.silent({"a": 1.0, "b": now}, limit=10) == ["a"]
+    now = 72.0
+    assert beats.silent({"a": 2.0, "b": now}, limit=10) == []
