@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import dask
 import pytest
 from distributed import Client, LocalCluster
+from distributed.core import Status
 from distributed.utils import get_mp_context
 
 # Workers are forked from a process that has imported what they need and has done nothing
@@ -36,13 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(group))
 
 
-@pytest.fixture(scope="session")
-def clusters() -> Iterator[Callable[[int], LocalCluster]]:
-    """Clusters of worker processes by number of workers, each started once."""
+def clusters_by_size() -> Iterator[Callable[[int], LocalCluster]]:
+    """Clusters of worker processes by number of workers, started when asked for."""
     started: dict[int, LocalCluster] = {}
 
     def cluster(n_workers: int) -> LocalCluster:
-        if n_workers not in started:
+        if n_workers not in started or started[n_workers].status != Status.running:
             started[n_workers] = LocalCluster(
                 n_workers=n_workers, threads_per_worker=1, dashboard_address="127.0.0.1:0"
             )
@@ -51,6 +51,12 @@ def clusters() -> Iterator[Callable[[int], LocalCluster]]:
     yield cluster
     for one in started.values():
         one.close()
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Iterator[Callable[[int], LocalCluster]]:
+    """Clusters by number of workers, each started once."""
+    yield from clusters_by_size()
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from cases import Case, data
 from distributed import Client, LocalCluster, Worker
-from distributed.core import Status
 from numpy.testing import assert_allclose
+from shared_clusters import clusters_by_size
 from traps import TOPIC, Place, clear_trap, set_trap
 
 from skdtheano.runtime.rounds import ClusterRuntime
@@ -104,18 +104,7 @@ def parameters_of(place: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def clusters_to_damage() -> Iterator[Callable[[int], LocalCluster]]:
     """Clusters by number of workers, which a test leaves with as many as it found."""
-    started: dict[int, LocalCluster] = {}
-
-    def cluster(n_workers: int) -> LocalCluster:
-        if n_workers not in started or started[n_workers].status != Status.running:
-            started[n_workers] = LocalCluster(
-                n_workers=n_workers, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-            )
-        return started[n_workers]
-
-    yield cluster
-    for one in started.values():
-        one.close()
+    yield from clusters_by_size()
 
 
 class Trouble:
