@@ -1,6 +1,7 @@
 """What a distributed fit does to its cluster, and what it survives."""
 
 import asyncio
+import gc
 import os
 import signal
 import threading
@@ -366,6 +367,33 @@ def test_rounds_since_the_best_one_do_not_pile_up_on_the_scheduler(
         assert clf.n_iter_ == epochs
         largest[epochs] = plugin.most_at_once
     assert largest[25] <= largest[3] + 4
+
+
+def test_a_wait_of_more_than_a_second_holds_no_future_when_it_ends(client: Client) -> None:
+    """What it holds would stay on the cluster: for a large model, a state for each round."""
+    site = ClusterSite(client)
+    gc.disable()  # a busy process collects cycles at any time, and an idle one never
+    try:
+        key = _waited_for(site, dask.delayed(time.sleep)(1.5))
+        left = client.run_on_scheduler(_wait_until_forgotten, key=key)
+    finally:
+        gc.enable()
+    assert not left
+
+
+def _waited_for(site: ClusterSite, slow: Any) -> str:
+    handles = site.load([slow])
+    site.wait(handles)
+    return str(handles[0].key)
+
+
+async def _wait_until_forgotten(dask_scheduler: Any, key: str) -> bool:
+    """Whether the scheduler still knows a task after some time to forget it."""
+    for _ in range(50):
+        if key not in dask_scheduler.tasks:
+            return False
+        await asyncio.sleep(0.1)
+    return True
 
 
 def test_a_worker_lost_between_a_round_and_its_report_changes_nothing(

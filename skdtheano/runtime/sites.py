@@ -258,7 +258,10 @@ class ClusterSite:
             try:
                 wait(futures, timeout=_POLL_SECONDS)
                 return
-            except (TimeoutError, CancelledError, asyncio.CancelledError):
+            except (TimeoutError, CancelledError, asyncio.CancelledError) as error:
+                # dask's frames and the error hold each other, and the futures, which would
+                # keep every round of more than a second until the garbage collector runs.
+                error.__traceback__ = None
                 futures = [future for future in futures if not future.done()]
             look(futures)
 
