@@ -1,5 +1,6 @@
 """Fits that cannot go on: what is said, and what is kept."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -107,7 +108,7 @@ def test_times_are_texts_or_seconds(client: Client) -> None:
 
 def test_time_in_which_nobody_looked_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(workers.time, "monotonic", lambda: now)
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now))
     beats = workers.Heartbeats()
     assert beats.silent({"a": 1.0, "b": 1.0}, limit=10) == []
     now = 60.0  # a laptop slept

@@ -38,6 +38,14 @@ PLACES: dict[str, Place | None] = {
     "validation": Place("score_sums", 3),
     "lbfgs": Place("loss_sums", 4),
 }
+#: What a model has learned if its fit ends there.
+EPOCHS_BEFORE = {
+    "first epoch": 0,
+    "mid-epoch": 2,
+    "between epochs": 2,
+    "validation": 3,
+    "lbfgs": 0,
+}
 FAULTS = (
     "SIGKILL",
     "SIGSTOP",
@@ -269,9 +277,17 @@ def test_a_fit_goes_on(
                     assert_allclose(ours.loss_curve_, theirs.loss_curve_[: ours.n_iter_])
                     assert np.isfinite(ours.coefs_[0]).all()
                 fit()
+            elif fault == "closed comm" and n_workers == 1:
+                # dask ends such a worker for good, its nanny too, and there is no other.
+                with pytest.raises(RuntimeError, match="cluster has had no worker for 4 s"):
+                    fit()
+                assert getattr(ours, "n_iter_", 0) == EPOCHS_BEFORE[place]
+                return
             else:
                 fit()
         assert len(trouble.told) == 1, "nothing went wrong"
+        for name, value in (("fault", fault), ("place", place)):
+            record_property(name, value)
         record_property("recovery", time.time() - trouble.told[0])
         if fault in ("slow worker", "exception", "not finite"):
             assert trouble.client.run(os.getpid) == trouble.pids, "a worker was restarted"
