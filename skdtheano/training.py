@@ -66,6 +66,8 @@ class Progress:
         In force for the next epoch; SGD's schedules change it.
     rows_seen : int
         Training rows in all epochs, scikit-learn's ``t_``.
+    stopped : bool
+        Whether a stopping rule has ended this fit.
     """
 
     learning_rate: float
@@ -77,6 +79,7 @@ class Progress:
     validation_scores: list[float] | None = None
     best_validation_score: float | None = None
     no_improvement: int = 0
+    stopped: bool = False
 
 
 def fit_stochastic(
@@ -85,14 +88,15 @@ def fit_stochastic(
     schedule: Schedule,
     progress: Progress,
     score_of: Callable[[ScoreSums], float],
+    save: Callable[[Progress], None] | None = None,
 ) -> None:
     """Train by minibatches until a stopping rule, the last epoch, or Ctrl-C.
 
-    `progress` is brought up to date after each epoch. `score_of` is what early stopping
-    watches.
+    `progress` is brought up to date after each epoch, and then given to `save`. `score_of`
+    is what early stopping watches.
     """
     try:
-        for _ in range(schedule.max_iter):
+        while progress.n_iter < schedule.max_iter and not progress.stopped:
             loss = runtime.run_epoch(
                 order.next_epoch(),
                 StepSettings(
@@ -113,11 +117,15 @@ def fit_stochastic(
                     schedule.learning_rate_init / (progress.rows_seen + 1) ** schedule.power_t
                 )
             if progress.no_improvement > schedule.n_iter_no_change:
-                if _stops(schedule, progress):
-                    return
-                progress.no_improvement = 0
+                progress.stopped = _stops(schedule, progress)
+                if not progress.stopped:
+                    progress.no_improvement = 0
+            if save is not None:
+                save(progress)
             if schedule.one_epoch:
                 return
+        if progress.stopped:
+            return
         warn_user(
             f"Stochastic Optimizer: Maximum iterations ({schedule.max_iter}) reached and the "
             "optimization hasn't converged yet.",

@@ -106,6 +106,17 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
         The engine's compile mode. None is ``"FAST_COMPILE"``, which compiles in a fraction
         of a second; ``"NUMBA"`` steps 2 to 3 times as fast on small networks, after some
         20 s of compilation that its disk cache saves the next time.
+    checkpoint : str, os.PathLike or None, default=None
+        Where `fit` keeps how far it is: a file, or an address that fsspec knows, such as
+        ``"s3://bucket/fit.npz"``. A `fit` of the same parameters and rows that finds one
+        there goes on from it, and ends as if it had never been interrupted, bit for bit on
+        as many workers; one that has finished is not trained again, unless `max_iter` has
+        been raised. A file that is damaged or of another fit is refused. Not for L-BFGS,
+        `warm_start` and `partial_fit`, nor for the candidates of one search, which would
+        share the file.
+    checkpoint_every : int or str, default="30 s"
+        Write after so many epochs or, as by ``"5 minutes"``, after the first epoch that
+        ends so much later than the last time; and always after the last epoch.
 
     Attributes
     ----------
@@ -199,6 +210,8 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
         max_fun=15000,
         client=None,
         mode=None,
+        checkpoint=None,
+        checkpoint_every="30 s",
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -225,6 +238,8 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
         self.max_fun = max_fun
         self.client = client
         self.mode = mode
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
 
     @available_if(takes_steps)
     @_fit_context(prefer_skip_nested_validation=True)

@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from skdtheano import engine
 from skdtheano.estimators.batch_order import batch_order
+from skdtheano.estimators.checkpoints import FitCheckpoint, check_checkpoint
 from skdtheano.estimators.fitted_state import (
     OptimizerState,
     initialize,
@@ -92,6 +94,8 @@ class DistributedPerceptron(BaseEstimator, ABC):
         ],
         "max_fun": [Interval(Integral, 1, None, closed="left")],
         "client": "no_validation",
+        "checkpoint": [str, os.PathLike, None],
+        "checkpoint_every": [Interval(Integral, 1, None, closed="left"), str],
         "mode": [str, None],
     }
 
@@ -175,13 +179,18 @@ class DistributedPerceptron(BaseEstimator, ABC):
     def _train(
         self, X: Any, y: Any, sample_weight: Any, site: Site, anew: bool, going_on: bool
     ) -> None:
+        checkpoint = None if self.checkpoint is None else FitCheckpoint(self)
         data = self._read(X, y, sample_weight, site, anew, going_on)
         rng = check_random_state(self.random_state)
+        if checkpoint is not None:
+            rng = checkpoint.begin(data, rng)
         model, state, progress, optimizer = self._begin(data, rng, anew, going_on)
         if optimizer is None:
             self._train_full_batch(data, model, state)
         else:
-            self._train_by_steps(data, model, state, progress, optimizer, rng, anew, going_on)
+            self._train_by_steps(
+                data, model, state, progress, optimizer, rng, anew, going_on, checkpoint
+            )
         if not all(np.isfinite(array).all() for array in self.coefs_ + self.intercepts_):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain "
@@ -193,6 +202,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
         if any(size <= 0 for size in sizes):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
         engine.check_mode(self.mode)
+        check_checkpoint(self, going_on)
         if self.early_stopping and going_on:
             raise ValueError("partial_fit does not support early_stopping=True")
 
@@ -266,9 +276,13 @@ class DistributedPerceptron(BaseEstimator, ABC):
         rng: np.random.RandomState,
         anew: bool,
         going_on: bool,
+        checkpoint: FitCheckpoint | None,
     ) -> None:
         order, held_out = batch_order(self, data, rng, self._classifies)
-        runtime = _runtime(data, model, state, held_out)
+        initial, n_before, best = state.theta, progress.n_iter, None
+        if checkpoint is not None:
+            state, best = checkpoint.resume(state, progress, order)
+        runtime = _runtime(data, model, state, best, held_out)
         schedule = Schedule(
             optimizer=optimizer.rule,
             learning_rate_init=optimizer.learning_rate_init,
@@ -282,7 +296,6 @@ class DistributedPerceptron(BaseEstimator, ABC):
             one_epoch=going_on,
             verbose=bool(self.verbose),
         )
-        initial, n_before = state.theta, progress.n_iter
 
         def take_over(or_initial: bool) -> None:
             final = runtime.state()
@@ -293,7 +306,8 @@ class DistributedPerceptron(BaseEstimator, ABC):
             keep(self, progress, optimizer, final)
 
         try:
-            fit_stochastic(runtime, order, schedule, progress, self._score_of)
+            save = None if checkpoint is None else checkpoint.saver(runtime)
+            fit_stochastic(runtime, order, schedule, progress, self._score_of, save)
         except EndedEarly as failure:
             if progress.n_iter > n_before:
                 try:
@@ -308,7 +322,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
         take_over(or_initial=anew)
 
     def _train_full_batch(self, data: TrainingData, model: Model, state: TrainState) -> None:
-        runtime = _runtime(data, model, state, None)
+        runtime = _runtime(data, model, state, None, None)
         limits = FullBatch(self.alpha, self.max_iter, self.max_fun, self.tol)
         theta, self.loss_, self.n_iter_ = fit_lbfgs(runtime, state.theta, model.layout, limits)
         self.coefs_, self.intercepts_ = model.layout.unpack(theta)
@@ -334,10 +348,14 @@ class DistributedPerceptron(BaseEstimator, ABC):
 
 
 def _runtime(
-    data: TrainingData, model: Model, state: TrainState, held_out: HeldOut | None
+    data: TrainingData,
+    model: Model,
+    state: TrainState,
+    best: np.ndarray | None,
+    held_out: HeldOut | None,
 ) -> Runtime:
     if isinstance(data.site, ClusterSite):
         return ClusterRuntime(
-            model, data.site, data.handles, data.lengths, data.numbers, state, held_out
+            model, data.site, data.handles, data.lengths, data.numbers, state, best, held_out
         )
-    return LocalRuntime(model, data.handles, data.numbers, state, held_out)
+    return LocalRuntime(model, data.handles, data.numbers, state, best, held_out)

@@ -7,6 +7,10 @@ class ValueLost(RuntimeError):
     """A value cannot be had: its task was cancelled, or lost with its worker."""
 
 
+class CheckpointRefused(ValueError):
+    """A file cannot be gone on from; the text says why."""
+
+
 class RoundFailed(Exception):
     """A round has to be run again; the text says why."""
 

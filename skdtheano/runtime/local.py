@@ -23,6 +23,8 @@ class LocalRuntime:
     numbers : list of int
         What each block is called; empty if nothing.
     state : TrainState
+    best : ndarray or None
+        The parameters with the best score so far.
     held_out : callable, optional
         From a `RowMap` to each rank's validation rows.
     """
@@ -33,6 +35,7 @@ class LocalRuntime:
         blocks: list[Block],
         numbers: list[int],
         state: TrainState,
+        best: np.ndarray | None = None,
         held_out: HeldOut | None = None,
     ) -> None:
         self._model = model
@@ -40,7 +43,7 @@ class LocalRuntime:
         self._rows = model.rows_of(blocks)
         self._places = RowMap(tuple(len(block) for block in blocks), (0,) * len(blocks))
         self._state = state
-        self._best: np.ndarray | None = None
+        self._best = best
         self._held_out = None if held_out is None else held_out(self._places)[0]
 
     def run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:

@@ -69,6 +69,8 @@ class ClusterRuntime:
         What each block is called: its number in the table.
     state : TrainState
         To begin with.
+    best : ndarray or None
+        The parameters with the best score so far.
     held_out : callable, optional
         From a `RowMap` to each rank's validation rows.
     """
@@ -81,6 +83,7 @@ class ClusterRuntime:
         lengths: list[int],
         numbers: list[int],
         state: TrainState,
+        best: np.ndarray | None = None,
         held_out: HeldOut | None = None,
     ) -> None:
         self._site = site
@@ -90,7 +93,7 @@ class ClusterRuntime:
         self._numbers = numbers
         self._draw_held_out = held_out
         #: The last state, where it is here too; that of a large model is on the workers alone.
-        self._here: RoundResult | None = RoundResult(state, 0.0)
+        self._here: RoundResult | None = RoundResult(state, 0.0, best)
         self._copies: list[Handle] = []  # on workers, once a round asks for one
         self._keeps = False  # whether the state of now is the best
         self._sent_held_out: list[Any] | None = None
