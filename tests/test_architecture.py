@@ -45,6 +45,7 @@ MAY_IMPORT = {
         "skdtheano.notices",
         "skdtheano.runtime",
         "skdtheano.training",
+        "skdtheano.version",
     ),
     "skdtheano.functions": (
         "skdtheano.draws",
