@@ -1,6 +1,7 @@
 """The checkpoint of one fit: which fit it is of, and how training goes on from it."""
 
 import hashlib
+import json
 import logging
 import time
 import zlib
@@ -151,20 +152,17 @@ class FitCheckpoint:
         if not isinstance(self._estimator.random_state, Integral):
             if self._estimator.random_state in (None, np.random):
                 rng = np.random.RandomState()  # not to set back the one that all share
-            rng.set_state(
-                (
-                    "MT19937",
-                    self._found.arrays["generator"],
-                    *facts["generator"],
-                )
-            )
+            try:
+                rng.set_state(facts["generator"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise self._refused(
+                    f"it has another kind of random_state ({error})"
+                ) from error
         self._keep_generator(rng)
         return rng
 
     def _keep_generator(self, rng: np.random.RandomState) -> None:
-        state: Any = rng.get_state(legacy=True)
-        _, self._generator, *rest = state
-        self._facts["generator"] = rest
+        self._facts["generator"] = _state_of(rng)
         self._rng = rng
 
     def _compare_contents(self, facts: dict[str, Any]) -> None:
@@ -246,8 +244,7 @@ class FitCheckpoint:
                 "generator_after": _digest(self._rng),
                 "contents": self._contents,
             }
-            arrays: dict[str, np.ndarray] = {}
-            arrays |= {"theta": state.theta, "generator": self._generator}
+            arrays = {"theta": state.theta}
             arrays |= {f"slot_{i}": slot for i, slot in enumerate(state.slots)}
             arrays |= {name: np.asarray(g) for name, g in lists.items() if g is not None}
             if best is not None:
@@ -272,9 +269,9 @@ def _progress_in(found: Checkpoint) -> Progress:
         progress = Progress(**facts["progress"], **lists)
         for name in ("estimator", "parameters", "data", "contents", "step"):
             facts[name]
-        if len(facts["generator"]) != 3 or len(progress.loss_curve) < progress.n_iter:
-            raise ValueError("generator or loss_curve")
-        facts["generator_after"], facts["data"]["lengths"], arrays["generator"]
+        if len(progress.loss_curve) < progress.n_iter:
+            raise ValueError("loss_curve")
+        facts["generator"], facts["generator_after"], facts["data"]["lengths"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointRefused(f"its content is not that of a fit ({error!r})") from error
     return progress
@@ -319,7 +316,7 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> "list[str]":
     for name in sorted({*then["parameters"], *now["parameters"]}):
         a, b = then["parameters"].get(name), now["parameters"].get(name)
         if a != b:
-            found.append(f"{name} was {a!r}, and is {b!r}")
+            found.append(f"{name} was {_short(a)}, and is {_short(b)}")
     by_blocks = now["parameters"]["shuffle"] == "blocks"
     for name, b in now["data"].items():
         a = then["data"].get(name)
@@ -328,8 +325,13 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> "list[str]":
             if by_blocks:
                 found.append(f"the rows were in {len(a)} blocks of other lengths")
         elif a != b:
-            found.append(f"the data had {name}={a!r}, and have {b!r}")
+            found.append(f"the data had {name}={_short(a)}, and have {_short(b)}")
     return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _contents_of(data: TrainingData) -> list[int]:
@@ -354,6 +356,12 @@ def _checksum(block: Block) -> int:
 
 def _digest(rng: np.random.RandomState) -> str:
     """Names the state of a generator."""
-    state: Any = rng.get_state(legacy=True)
-    name, key, *rest = state
-    return hashlib.sha256(key.tobytes() + repr((name, rest)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_state_of(rng), sort_keys=True).encode()).hexdigest()
+
+
+def _state_of(rng: np.random.RandomState) -> dict[str, Any]:
+    """What JSON takes of a generator of any kind."""
+    state: Any = rng.get_state(legacy=False)
+    text = json.dumps(state, default=np.ndarray.tolist)  # its integers are of any length
+    plain: dict[str, Any] = json.loads(text)
+    return plain

@@ -286,6 +286,23 @@ def test_random_numbers_that_others_drew_are_told(tmp_path: Path) -> None:
         clf.fit(X, Y)
 
 
+@pytest.mark.parametrize("kind", ["PCG64", "SFC64", "Philox"])
+def test_other_kinds_of_generators(kind: str, tmp_path: Path) -> None:
+    def generator(kind: str) -> np.random.RandomState:
+        return np.random.RandomState(getattr(np.random, kind)(5))
+
+    whole = classifier(random_state=generator(kind)).fit(X, Y)
+    path = tmp_path / "fit.npz"
+    with ends_after(3):
+        classifier(random_state=generator(kind), checkpoint=path).fit(X, Y)
+    assert_same(classifier(random_state=generator(kind), checkpoint=path).fit(X, Y), whole)
+    path.unlink()
+    with ends_after(3):
+        classifier(random_state=generator(kind), checkpoint=path).fit(X, Y)
+    with pytest.raises(ValueError, match="another kind of random_state"):
+        classifier(random_state=generator("MT19937"), checkpoint=path).fit(X, Y)
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "lbfgs": ({"solver": "lbfgs"}, "needs solver='adam' or 'sgd'"),
     "warm start": ({"warm_start": True}, "warm_start=True both say where to begin"),
@@ -430,7 +447,7 @@ def test_what_has_a_right_checksum_and_other_content_is_refused(tmp_path: Path) 
         Checkpoint({}, good.arrays).to_bytes(),
         _forged(good, progress={"n_iter": 4}),
         _forged(good, progress={**good.facts["progress"], "n_iter": 400}),
-        _forged(good, generator=[1]),
+        _forged(good, data={}),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="was not used"):
