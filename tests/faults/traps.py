@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,6 +104,12 @@ def _cut(worker: Worker, peers: Any) -> None:
         worker.loop.add_callback(comm.abort)
 
 
+def _unplug(worker: Worker, peers: Any) -> None:
+    """Take the only link of this worker's host down: nobody is told that it is gone."""
+    time.sleep(0.1)
+    subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
+
+
 def _slow(worker: Worker, peers: Any) -> None:
     time.sleep(6)  # longer than the deadline: it is slow, and not lost
 
@@ -124,6 +131,7 @@ FAULTS: dict[str, Callable[[Worker, Any], Any]] = {
     "SIGKILL": _kill,
     "SIGSTOP": _freeze,
     "closed comm": _cut,
+    "unplugged": _unplug,
     "slow worker": _slow,
     "exception": _raise,
     "not finite": _spoil,
