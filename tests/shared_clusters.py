@@ -1,5 +1,7 @@
-"""Clusters and data that the tests share."""
+"""Clusters that the tests share, and Ctrl-C."""
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import dask
@@ -77,3 +79,13 @@ def client_of(clusters: Callable[[int], LocalCluster]) -> Iterator[Callable[[int
 def client(client_of: Callable[[int], Client]) -> Client:
     """A client of the shared cluster of two workers."""
     return client_of(2)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Sends Ctrl-C to the main thread, also in a shell that starts its jobs without it."""
+    main = threading.main_thread().ident
+    assert main is not None
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.pthread_kill(main, signal.SIGINT)
+    signal.signal(signal.SIGINT, before)

@@ -85,16 +85,6 @@ def killed(cluster: LocalCluster, prefix: str, suffix: str = "") -> Iterator[Cli
 
 
 @pytest.fixture
-def ctrl_c() -> Iterator[Callable[[], None]]:
-    """Sends Ctrl-C to the main thread, also in a shell that starts its jobs without it."""
-    main = threading.main_thread().ident
-    assert main is not None
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda: signal.pthread_kill(main, signal.SIGINT)
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
 def own_cluster() -> Any:
     """A cluster that a test may damage."""
     with LocalCluster(

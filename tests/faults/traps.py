@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from skdtheano.runtime import tasks
 
 #: The topic on which a worker tells that it has come to the place.
 TOPIC = "skdtheano-trap"
+
+#: Set, it ends the fault "held" on this worker.
+_LET_GO = Event()
 
 _WRAPPED = ("run_epoch", "score_sums", "loss_sums")
 _ORIGINAL = {name: getattr(tasks, name) for name in _WRAPPED}
@@ -42,6 +46,7 @@ class Place:
 def set_trap(place: Place, fault: str, dask_worker: Worker) -> None:
     """Let a fault happen once, where this worker comes to a place."""
     clear_trap()
+    _LET_GO.clear()
     original = _ORIGINAL[place.function]
     calls = 0
 
@@ -127,12 +132,22 @@ def _only_tell(worker: Worker, peers: Any) -> None:
     time.sleep(0.5)
 
 
+def _hold(worker: Worker, peers: Any) -> None:
+    _LET_GO.wait(120)
+
+
+def let_go() -> None:
+    """Let what is held on this worker go on."""
+    _LET_GO.set()
+
+
 FAULTS: dict[str, Callable[[Worker, Any], Any]] = {
     "SIGKILL": _kill,
     "SIGSTOP": _freeze,
     "closed comm": _cut,
     "unplugged": _unplug,
     "slow worker": _slow,
+    "held": _hold,
     "exception": _raise,
     "not finite": _spoil,
     "nanny restart": _only_tell,
