@@ -298,6 +298,16 @@ def test_what_is_unpickled_is_what_the_list_says() -> None:
     assert found == set(MAY_RUN)
 
 
+def test_the_page_on_security_names_what_is_unpickled_and_what_is_heard() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)}
+    assert named == {file for file, _, _ in MAY_RUN}
+    heard = {name for row in rows for name in re.findall(r"`(skdtheano_\w+)`", row)}
+    mailbox = (PACKAGE / "runtime" / "mailbox.py").read_text()
+    assert heard == set(re.findall(r'handlers\["(\w+)"\]', mailbox))
+
+
 @pytest.mark.parametrize(
     "line",
     [
