@@ -29,6 +29,7 @@ PACKAGE = Path(skdtheano.__file__).parent
 CASE = Case("adam", "tanh", "multiclass", weighted=False, early_stopping=True)
 
 of_cluster = [
+    pytest.mark.table,  # the engine has no part in it
     pytest.mark.cluster,
     # A few epochs are not meant to converge.
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),

@@ -26,7 +26,6 @@ import skdtheano
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.table,  # the engine has no part in it
     # A few epochs are not meant to converge.
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
 ]
@@ -40,6 +39,19 @@ PLACES = {
     "validation": Place("score_sums", 3),
     "lbfgs": Place("loss_sums", 4),
 }
+
+
+def at_each_place(always: str) -> pytest.MarkDecorator:
+    """One of them runs in the default lane, and all of them with `make test-faults`."""
+    return pytest.mark.parametrize(
+        "place",
+        [
+            pytest.param(
+                place, marks=pytest.mark.table if place == always else pytest.mark.exhaustive
+            )
+            for place in PLACES
+        ],
+    )
 
 
 def case_of(place: str) -> Case:
@@ -225,7 +237,7 @@ def assert_fits(ours: Any, cluster: LocalCluster, place: str) -> None:
 
 
 @pytest.mark.usefixtures("no_collection")
-@pytest.mark.parametrize("place", PLACES)
+@at_each_place(always="epoch")
 def test_ctrl_c(
     place: str, cluster: LocalCluster, watch: Watch, ctrl_c: Callable[[], None]
 ) -> None:
@@ -248,7 +260,7 @@ def test_ctrl_c(
     assert_fits(ours, cluster, place)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@at_each_place(always="validation")
 def test_a_client_that_is_closed(place: str, cluster: LocalCluster, watch: Watch) -> None:
     ours = estimator(place)
     with Client(cluster) as client:
@@ -259,7 +271,7 @@ def test_a_client_that_is_closed(place: str, cluster: LocalCluster, watch: Watch
     assert_fits(ours, cluster, place)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@at_each_place(always="lbfgs")
 def test_a_process_that_is_killed(place: str, cluster: LocalCluster, watch: Watch) -> None:
     process = get_mp_context().Process(
         target=fit_elsewhere, args=(cluster.scheduler_address, place)

@@ -170,7 +170,7 @@ def fit_and_tell(place: str) -> None:
 @pytest.mark.parametrize(
     ("place", "nanny"),
     [
-        pytest.param("mid-epoch", "--nanny", marks=pytest.mark.table),
+        pytest.param("mid-epoch", "--nanny", marks=pytest.mark.exhaustive),
         pytest.param("mid-epoch", "--no-nanny", marks=pytest.mark.exhaustive),
         pytest.param("validation", "--nanny", marks=pytest.mark.exhaustive),
         pytest.param("lbfgs", "--no-nanny", marks=pytest.mark.exhaustive),
