@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Thread
 from typing import Any
@@ -30,6 +30,7 @@ from sklearn.neural_network import MLPClassifier
 from skdtheano import DistributedMLPClassifier
 from skdtheano.engine import compilations
 from skdtheano.estimators.numeric_targets import NumberEncoder
+from skdtheano.runtime.failures import ValueLost
 from skdtheano.runtime.placing import make_block
 from skdtheano.runtime.rounds import ClusterRuntime
 from skdtheano.runtime.sites import ClusterSite
@@ -375,6 +376,32 @@ def _waited_for(site: ClusterSite, slow: Any) -> str:
     handles = site.load([slow])
     site.wait(handles)
     return str(handles[0].key)
+
+
+def test_a_result_that_is_lost_holds_no_future_when_that_is_told(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The round is run again then; what the first one left would stay on the cluster."""
+    site = ClusterSite(client)
+
+    def lost(self: Client, *args: Any, **kwargs: Any) -> Any:
+        raise CancelledError("lost")
+
+    monkeypatch.setattr(Client, "gather", lost)
+    gc.disable()
+    try:
+        key = _asked_for(site)
+        left = client.run_on_scheduler(_wait_until_forgotten, key=key)
+    finally:
+        gc.enable()
+    assert not left
+
+
+def _asked_for(site: ClusterSite) -> str:
+    handle = site.submit(int)
+    with pytest.raises(ValueLost, match="was lost with its worker"):
+        site.get([handle])
+    return str(handle.key)
 
 
 async def _wait_until_forgotten(dask_scheduler: Any, key: str) -> bool:

@@ -168,6 +168,7 @@ class ClusterSite:
                 lambda: self.client.scatter(values, hash=False, workers=workers), check
             )
         except (KeyError, OSError) as error:  # a timeout is an OSError too
+            error.__traceback__ = None  # as in `wait`
             self.workers()  # says so if it is the client that is gone
             raise ValueLost(f"{target} is gone or paused, and was sent no data") from error
 
@@ -187,6 +188,7 @@ class ClusterSite:
             values = self._watched(lambda: self.client.gather(list(handles)), check, handles)
         except (CancelledError, asyncio.CancelledError) as error:
             # The worker went between the two lines above.
+            error.__traceback__ = None  # as in `wait`
             raise ValueLost(f"a result was lost with its worker ({error})") from error
         return list(values)
 
@@ -353,7 +355,8 @@ class ClusterSite:
         kept = [handle for handle in handles if handle.status == "finished"]
         try:
             who_has = self.client.who_has(kept) if kept else {}
-        except CancelledError:  # one was lost between the two lines above
+        except CancelledError as error:  # one was lost between the two lines above
+            error.__traceback__ = None  # as in `wait`
             return self.holders(handles, among)
         return [
             min((a for a in who_has.get(handle.key, ()) if a in among), default=None)
