@@ -323,9 +323,9 @@ class ClusterSite:
                 if gone:
                     raise ValueLost(
                         f"worker {', '.join(gone)} was silent for {self.deadline:g} s and was "
-                        "restarted, or taken off the cluster if its nanny was silent too; where "
-                        "it was only busy, raise the setting skdtheano.worker-deadline of dask's "
-                        "configuration"
+                        "restarted, or taken off the cluster if its nanny was silent too; if "
+                        "it was only busy, raise the setting skdtheano.worker-deadline of "
+                        "dask's configuration"
                     )
             check(list(known))
 
