@@ -58,16 +58,12 @@ FAULTS = (
     "exception",
     "not finite",
 )
-#: A few for each run of the default lane: each fault and each place once or more.
+#: Those of the default lane; `tests/test_rounds.py` and `test_endings.py` have more.
 ALWAYS = {
     ("SIGKILL", "mid-epoch", 1),
     ("SIGSTOP", "mid-epoch", 2),
     ("nanny restart", "between epochs", 2),
-    ("closed comm", "first epoch", 2),
     ("retire", "mid-epoch", 2),
-    ("join", "between epochs", 1),
-    ("pause", "between epochs", 2),
-    ("slow worker", "lbfgs", 2),
     ("exception", "validation", 2),
     ("not finite", "mid-epoch", 2),
 }

@@ -92,12 +92,13 @@ class Fit:
 
 
 @pytest.mark.cluster
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("n_kills", "epochs"),
     [
-        pytest.param(1, 50, marks=pytest.mark.table),
-        pytest.param(20, 500, marks=pytest.mark.exhaustive),
+        pytest.param(1, 50),
+        pytest.param(20, 500),
     ],
 )
 def test_killed_with_its_cluster_and_resumed_each_time(
