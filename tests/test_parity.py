@@ -80,7 +80,13 @@ def fit_on_cluster(case: Case, client: Client, chunks: str) -> Any:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(
-    ("case", "place"), COVERING, ids=[f"{c}-{w}-workers-{k}" for c, (w, k) in COVERING]
+    ("case", "place"),
+    [
+        # A third of them on the lowest versions.
+        pytest.param(case, place, marks=[pytest.mark.engines] if i % 3 else [])
+        for i, (case, place) in enumerate(COVERING)
+    ],
+    ids=[f"{c}-{w}-workers-{k}" for c, (w, k) in COVERING],
 )
 def test_cluster_fit_equals_scikit_learn(
     case: Case, place: tuple[int, str], client_of: Callable[[int], Client]

@@ -140,7 +140,7 @@ class Usage:
 @pytest.mark.parametrize(
     ("n_fits", "warm_up"),
     [
-        pytest.param(6, 2, marks=pytest.mark.table),
+        pytest.param(6, 2, marks=pytest.mark.exhaustive),
         pytest.param(200, 20, marks=[pytest.mark.exhaustive, pytest.mark.timeout(1500)]),
     ],
 )
@@ -219,9 +219,14 @@ def equal_theirs(fits: list[Any]) -> None:
         assert_allclose(one.result(timeout=120), theirs(seed).loss_curve_, rtol=1e-9)
 
 
-@pytest.mark.table
 @pytest.mark.parametrize(
-    "begin", [from_threads, from_clients, from_tasks, from_tasks_without_slots]
+    "begin",
+    [
+        pytest.param(from_threads, marks=pytest.mark.table),
+        pytest.param(from_clients, marks=pytest.mark.exhaustive),
+        pytest.param(from_tasks, marks=pytest.mark.table),
+        pytest.param(from_tasks_without_slots, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_four_fits_at_once_on_two_threads_finish(begin: Fits, cluster: LocalCluster) -> None:
     known = TasksKnown(cluster)
@@ -232,7 +237,7 @@ def test_four_fits_at_once_on_two_threads_finish(begin: Fits, cluster: LocalClus
         assert known.left() == []
 
 
-@pytest.mark.table
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("begin", [from_threads, from_clients])
 def test_four_fits_at_once_that_lose_a_worker_finish(
     begin: Fits, cluster: LocalCluster
