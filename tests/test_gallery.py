@@ -154,7 +154,7 @@ def test_items_on_a_cluster(client: Client) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.engines
+@pytest.mark.table  # its items run one by one in every lane
 def test_the_gallery_runs_as_a_script(tmp_path: Path) -> None:
     printed = run_script(FILE, "--rows", "2000", cwd=tmp_path)
     lines = [line.split() for line in printed.splitlines()]

@@ -442,7 +442,7 @@ def test_a_worker_lost_between_a_round_and_its_report_changes_nothing(
     assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-9)
 
 
-@pytest.mark.engines
+@pytest.mark.table
 def test_a_worker_that_is_paused_in_mid_round_loses_no_fit(
     own_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ def _global_seed(seed: int) -> Iterator[None]:
 
 
 @pytest.mark.cluster
+@pytest.mark.table
 @pytest.mark.parametrize("name", ["adam", "early stopping", "by blocks"])
 def test_a_fit_on_a_cluster_goes_on_as_if_it_had_not_ended(
     name: str, client: Client, tmp_path: Path
@@ -139,6 +140,7 @@ def test_a_fit_on_a_cluster_goes_on_as_if_it_had_not_ended(
 
 
 @pytest.mark.cluster
+@pytest.mark.table
 def test_a_fit_goes_on_over_other_chunks(client: Client, tmp_path: Path) -> None:
     clf = classifier(checkpoint=tmp_path / "fit.npz")
     with ends_after(4):
