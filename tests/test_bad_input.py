@@ -805,6 +805,7 @@ def test_a_cluster_without_workers_is_refused() -> None:
     with (
         LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as empty,
         Client(empty) as client,
+        dask.config.set({"skdtheano.no-worker-timeout": "500 ms"}),
     ):
         with refused(ValueError, "client=<Client", "has no workers", "cluster.scale"):
             classifier(client=client).fit(X, LABELS)

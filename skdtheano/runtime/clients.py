@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from distributed import Client, get_client, rejoin, secede
 from distributed.threadpoolexecutor import thread_state
 
+from skdtheano.runtime.workers import seconds_of
+
 
 def resolve_client(client: Client | None) -> Client | None:
     """The client to use for dask input: the one given, else the current one, else None.
@@ -15,7 +17,7 @@ def resolve_client(client: Client | None) -> Client | None:
     ------
     TypeError, ValueError
         If the client given is not a `distributed.Client` of this thread, is closed or
-        asynchronous, or its cluster has no workers.
+        asynchronous, or its cluster has no workers and starts none.
     """
     if client is None:
         try:
@@ -38,11 +40,22 @@ def resolve_client(client: Client | None) -> Client | None:
             "take the current one."
         )
     if not client.nthreads():
-        raise ValueError(
-            f"client={client!r} has no workers. Start some (cluster.scale(2)) and call "
-            "client.wait_for_workers(1) before fit."
-        )
+        _ask_for_worker(client)
     return client
+
+
+def _ask_for_worker(client: Client) -> None:
+    """Let a cluster start a worker that does so only once there is a task for it."""
+    patience = seconds_of("skdtheano.no-worker-timeout", 30.0)
+    task = client.submit(bool, pure=False)
+    try:
+        task.result(patience)
+    except TimeoutError:
+        raise ValueError(
+            f"client={client!r} has no workers, and none came within {patience:g} s. Start "
+            "some (cluster.scale(2)), or wait longer for those of an adaptive cluster: "
+            "dask.config.set({'skdtheano.no-worker-timeout': '1 hour'})."
+        ) from None
 
 
 def _in_task() -> bool:

@@ -258,7 +258,8 @@ class ClusterSite:
         futures = list(handles)
         while futures:
             try:
-                wait(futures, timeout=_POLL_SECONDS)
+                with self.client.as_current():  # which `wait` asks for, and need not be ours
+                    wait(futures, timeout=_POLL_SECONDS)
                 return
             except (TimeoutError, CancelledError, asyncio.CancelledError) as error:
                 # dask's frames and the error hold each other, and the futures, which would
@@ -349,6 +350,15 @@ class ClusterSite:
         known = self._workers_now()
         paused = [a for a in addresses if known.get(a, {}).get("status") == "paused"]
         return stuck_workers(self.client, paused, [task.key for task in tasks])
+
+    def sizes(self, handles: Sequence[Handle]) -> list[int]:
+        """Bytes of memory that each value takes, as dask weighs it."""
+        told = self.client.nbytes([handle.key for handle in handles], summary=False)
+        return [told.get(handle.key, 0) for handle in handles]
+
+    def memory_limits(self) -> dict[str, int]:
+        """Bytes that each worker may take; 0 for one that may take all there are."""
+        return {a: worker["memory_limit"] or 0 for a, worker in self._workers_now().items()}
 
     def holders(self, handles: Sequence[Handle], among: Container[str]) -> list[str | None]:
         """One of some workers that holds each block; None where none of them does."""
