@@ -691,7 +691,7 @@ def test_shuffled_blocks_visit_each_row_once_per_epoch(
 @pytest.mark.parametrize("window", [1, 40, 10_000])
 @pytest.mark.parametrize("held_out", [0.0, 0.2])
 def test_a_block_order_lists_each_row_once(window: int, held_out: float) -> None:
-    order = BlockOrder(LENGTHS, 32, 7, held_out=held_out, window_rows=window)
+    order = BlockOrder(LENGTHS, 32, 7, held_out=held_out, n_windows=window)
     places = RowMap(LENGTHS, (0, 2, 1, 1, 0), 3)
     starts = places.starts
     left_out = [

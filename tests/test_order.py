@@ -95,7 +95,7 @@ def test_without_shuffle_the_order_is_that_of_the_table() -> None:
 def test_a_block_wise_order_visits_each_trained_row_once(
     places: RowMap, batch_size: int, seed: int, held_out: float, window: int
 ) -> None:
-    order = BlockOrder(places.lengths, batch_size, seed, held_out=held_out, window_rows=window)
+    order = BlockOrder(places.lengths, batch_size, seed, held_out=held_out, n_windows=window)
     left_out = []
     for rank, local in enumerate(order.held_out_rows(places)):
         owned = np.flatnonzero(places.locate(np.arange(places.n_rows))[0] == rank)
@@ -117,7 +117,7 @@ def test_a_block_wise_order_does_not_depend_on_who_holds_the_blocks(
     places: RowMap, batch_size: int
 ) -> None:
     alone = RowMap(places.lengths, (0,) * len(places.lengths))
-    one, many = (BlockOrder(places.lengths, batch_size, 5, window_rows=15) for _ in range(2))
+    one, many = (BlockOrder(places.lengths, batch_size, 5, n_windows=3) for _ in range(2))
     for _ in range(2):
         here = global_batches(one.next_epoch(), alone)
         there = global_batches(many.next_epoch(), places)
@@ -126,12 +126,14 @@ def test_a_block_wise_order_does_not_depend_on_who_holds_the_blocks(
 
 def test_a_block_wise_order_mixes_the_blocks_of_a_window_and_changes_by_epoch() -> None:
     lengths = (50,) * 8
-    order = BlockOrder(lengths, 100, seed=1, window_rows=200)
+    order = BlockOrder(lengths, 100, seed=1, n_windows=2)
     places = RowMap(lengths, (0,) * 8)
     first, second = (global_batches(order.next_epoch(), places) for _ in range(2))
     blocks = [set(batch // 50) for batch in first]
     assert all(len(found) == 4 for found in blocks)
     assert blocks[0] == blocks[1] != blocks[2]
+    # One of each two neighbours: whoever holds some neighbours has a share of each window.
+    assert sorted(b // 2 for b in blocks[0]) == [0, 1, 2, 3]
     assert [b.tolist() for b in first] != [b.tolist() for b in second]
 
 

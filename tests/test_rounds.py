@@ -33,6 +33,7 @@ from skdtheano.estimators.numeric_targets import NumberEncoder
 from skdtheano.runtime.failures import ValueLost
 from skdtheano.runtime.placing import make_block
 from skdtheano.runtime.rounds import ClusterRuntime
+from skdtheano.runtime.shares import rows_in_words
 from skdtheano.runtime.sites import ClusterSite
 from skdtheano.runtime.workers import first_owners
 
@@ -511,9 +512,19 @@ def test_rows_lost_for_good_end_in_an_error_that_names_them(own_cluster: LocalCl
     X, y = data("multiclass")
     with (
         killed(own_cluster, "skdtheano-epoch-3-") as client,
-        pytest.raises(RuntimeError, match=r"cannot be had any more.*load them with dask"),
+        pytest.raises(
+            RuntimeError, match=r"^Rows \d+ to \d+ of .*cannot be had any more.*with dask"
+        ),
     ):
         MULTICLASS.ours(client=client).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [([0], "Rows 0 to 9"), ([1, 2], "Rows 10 to 24"), ([0, 2, 3], "Rows 0 to 9, 15 to 44")],
+)
+def test_rows_of_blocks_in_words(blocks: list[int], said: str) -> None:
+    assert rows_in_words(blocks, [10, 5, 10, 20]) == said
 
 
 def test_a_round_that_keeps_failing_ends_in_an_error_with_the_causes(

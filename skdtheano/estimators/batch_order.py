@@ -16,6 +16,7 @@ from skdtheano.runtime.order import (
     Order,
     RowMap,
     held_out_counts,
+    n_windows_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,9 @@ def _block_order(
             )
     batch_size = _batch_rows(estimator, data.n_rows - n_held_out)
     seed = int(rng.randint(2**31 - 1))
-    order = BlockOrder(lengths, batch_size, seed, held_out=fraction)
+    n_bytes = data.n_rows * data.n_features * np.dtype(data.row_dtype).itemsize
+    n_windows = n_windows_of(len(lengths), n_bytes)
+    order = BlockOrder(lengths, batch_size, seed, held_out=fraction, n_windows=n_windows)
     return order, order.held_out_rows if estimator.early_stopping else None
 
 

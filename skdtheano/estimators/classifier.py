@@ -67,9 +67,10 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
         Epochs at most; for L-BFGS, iterations.
     shuffle : bool or "blocks", default=True
         Draw a new order of the rows for each epoch. True permutes all rows, as
-        scikit-learn does. ``"blocks"`` permutes the blocks and mixes the rows of some of
-        them at a time, without an array as long as the table; it depends on the lengths of
-        the blocks. It is used by itself above 2**27 rows, with a logged note.
+        scikit-learn does. ``"blocks"`` mixes the rows of some blocks at a time, drawn from
+        the whole table, and reads the others when it needs them: for tables larger than
+        the workers' memory. It depends on the lengths of the blocks, and is used by itself
+        above 2**27 rows, with a logged note.
     random_state : int, RandomState or None, default=None
         Of initial parameters, held-out rows and the order of rows. The same int gives the
         same model on any number of chunks and workers, up to the rounding of sums.

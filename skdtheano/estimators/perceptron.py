@@ -37,6 +37,7 @@ from skdtheano.runtime.parameters import Layout, TrainState
 from skdtheano.runtime.program import ProgramSpec
 from skdtheano.runtime.rounds import ClusterRuntime
 from skdtheano.runtime.scores import ScoreSums
+from skdtheano.runtime.shares import Shares
 from skdtheano.runtime.sites import ClusterSite, LocalSite, Site
 from skdtheano.training import (
     FullBatch,
@@ -282,7 +283,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
         initial, n_before, best = state.theta, progress.n_iter, None
         if checkpoint is not None:
             state, best = checkpoint.resume(state, progress, order)
-        runtime = _runtime(data, model, state, best, held_out)
+        runtime = _runtime(data, model, state, best, held_out, order.in_windows)
         schedule = Schedule(
             optimizer=optimizer.rule,
             learning_rate_init=optimizer.learning_rate_init,
@@ -353,9 +354,9 @@ def _runtime(
     state: TrainState,
     best: np.ndarray | None,
     held_out: HeldOut | None,
+    in_windows: bool = False,
 ) -> Runtime:
     if isinstance(data.site, ClusterSite):
-        return ClusterRuntime(
-            model, data.site, data.handles, data.lengths, data.numbers, state, best, held_out
-        )
+        shares = Shares(data.site, data.handles, data.lengths, data.numbers, in_windows)
+        return ClusterRuntime(model, shares, state, best, held_out)
     return LocalRuntime(model, data.handles, data.numbers, state, best, held_out)

@@ -36,6 +36,10 @@ class Block:
     def __len__(self) -> int:
         return int(self.rows.shape[0])
 
+    def __getitem__(self, chosen: slice | np.ndarray) -> "Block":
+        weights = None if self.weights is None else self.weights[chosen]
+        return Block(self.rows[chosen], self.targets[chosen], weights)
+
     def __sizeof__(self) -> int:
         # dask weighs by this what a worker holds, spills and moves.
         arrays = [self.rows, self.targets, self.weights]
@@ -53,54 +57,91 @@ class Batch:
     weights: np.ndarray
 
 
+def joined(parts: Sequence[Block]) -> Block:
+    """The rows of some blocks, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    weights = [part.weights for part in parts if part.weights is not None]
+    return Block(
+        _stack([part.rows for part in parts]),
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate(weights) if weights else None,
+    )
+
+
 class RowBlocks:
     """The blocks that one process holds, numbered through from 0.
 
     Parameters
     ----------
     blocks : sequence of Block
-        In the order of the table. Blocks are kept as they are: no second copy is made.
+        In the order of the table. Blocks are kept as they are: no second copy is made. Each
+        is asked for only when some of its rows are.
+    lengths : sequence of int
+        Rows of each block.
     n_outputs : int
     dtype : str
         Of targets and weights in a batch.
     """
 
-    def __init__(self, blocks: Sequence[Block], n_outputs: int, dtype: str) -> None:
-        self.blocks = [block for block in blocks if len(block)] or list(blocks[:1])
+    def __init__(
+        self, blocks: Sequence[Block], lengths: Sequence[int], n_outputs: int, dtype: str
+    ) -> None:
+        self.blocks = blocks
         self.n_outputs = n_outputs
         self.dtype = np.dtype(dtype)
-        self.starts = np.cumsum([0, *(len(block) for block in self.blocks)])
+        self.lengths = lengths
+        self.starts = np.cumsum([0, *lengths])
 
     def with_targets_of(self, dtype: str) -> "RowBlocks":
         """The same rows, with targets and weights in another dtype."""
-        return RowBlocks(self.blocks, self.n_outputs, dtype)
+        return RowBlocks(self.blocks, self.lengths, self.n_outputs, dtype)
 
     def gather(self, rows: np.ndarray) -> Batch:
-        """Rows by number, in the order given."""
+        """Rows by number; their order is not kept, that of the blocks is.
+
+        So a sum over the rows is the same wherever they are.
+        """
         if len(self.blocks) == 1:
-            return self._take(self.blocks[0], rows)
-        order = np.argsort(rows, kind="stable")
-        cuts = np.searchsorted(rows[order], self.starts)
-        held = [i for i in range(len(self.blocks)) if cuts[i] < cuts[i + 1]]
-        if len(held) == 1:
-            return self._take(self.blocks[held[0]], rows - self.starts[held[0]])
-        parts = []
-        for i in held:
-            places = order[cuts[i] : cuts[i + 1]]
-            parts.append(self._take(self.blocks[i], rows[places] - self.starts[i]))
-        # In the order of the blocks, not of `rows`: a sum over the rows is the same.
-        return Batch(
-            _stack([part.rows for part in parts]),
-            np.concatenate([part.targets for part in parts]),
-            np.concatenate([part.weights for part in parts]),
-        )
+            return self.batch(self.blocks[0][rows])
+        return self.batch(joined([part for _, part in self._parts(rows)]))
+
+    def in_order(self, rows: np.ndarray) -> Block:
+        """A copy of rows by number, in the order given."""
+        whole: Block | None = None
+        sparse: list[tuple[np.ndarray, Rows]] = []
+        for places, part in self._parts(rows):
+            if whole is None:
+                whole = _room(part, len(rows))
+            if isinstance(part.rows, np.ndarray):
+                whole.rows[places] = part.rows
+            else:
+                sparse.append((places, part.rows))
+            whole.targets[places] = part.targets
+            if whole.weights is not None:
+                whole.weights[places] = part.weights
+        assert whole is not None
+        if not sparse:
+            return whole
+        order = np.argsort(np.concatenate([places for places, _ in sparse]))
+        stacked = _stack([part for _, part in sparse])[order]
+        return Block(stacked, whole.targets, whole.weights)
 
     def by_block(self, rows: np.ndarray) -> Iterator[tuple[int, Batch]]:
         """Rows by number, in a batch for each block that holds some of them."""
-        for i, block in enumerate(self.blocks):
-            held = rows[(rows >= self.starts[i]) & (rows < self.starts[i + 1])]
-            if len(held):
-                yield i, self._take(block, held - self.starts[i])
+        for i, places in self._places(rows):
+            yield i, self.batch(self.blocks[i][rows[np.sort(places)] - self.starts[i]])
+
+    def _parts(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Block]]:
+        """Rows by number, block by block, with their places among those asked for."""
+        for i, places in self._places(rows):
+            yield places, self.blocks[i][rows[places] - self.starts[i]]
+
+    def _places(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        order = np.argsort(rows, kind="stable")
+        cuts = np.searchsorted(rows[order], self.starts)
+        for i in np.flatnonzero(np.diff(cuts)).tolist():
+            yield i, order[cuts[i] : cuts[i + 1]]
 
     def pieces(self, rows: np.ndarray | None, max_rows: int) -> Iterator[Batch]:
         """All rows, or some by number, in pieces of at most `max_rows`."""
@@ -110,22 +151,19 @@ class RowBlocks:
             return
         for block in self.blocks:
             for start in range(0, len(block), max_rows):
-                cut = slice(start, start + max_rows)
-                weights = None if block.weights is None else block.weights[cut]
-                yield self._batch(block.rows[cut], block.targets[cut], weights)
+                yield self.batch(block[start : start + max_rows])
 
-    def _take(self, block: Block, rows: np.ndarray) -> Batch:
-        weights = None if block.weights is None else block.weights[rows]
-        return self._batch(block.rows[rows], block.targets[rows], weights)
-
-    def _batch(self, rows: Rows, targets: np.ndarray, weights: np.ndarray | None) -> Batch:
+    def batch(self, block: Block) -> Batch:
+        """Rows as the compiled functions take them."""
+        rows, weights = block.rows, block.weights
         if weights is None:
-            weights = np.ones(rows.shape[0], self.dtype)
+            weights = np.ones(len(block), self.dtype)
         if isinstance(rows, np.ndarray):
             # Compiled functions are specialised for C order; a table in Fortran order is
             # kept as it is, and only its batches are turned.
             rows = np.ascontiguousarray(rows)
-        return Batch(rows, self._dense(targets), weights.astype(self.dtype, copy=False))
+        targets = self._dense(block.targets)
+        return Batch(rows, targets, weights.astype(self.dtype, copy=False))
 
     def _dense(self, targets: np.ndarray) -> np.ndarray:
         if targets.ndim == 1:
@@ -133,6 +171,20 @@ class RowBlocks:
             one_hot[np.arange(len(targets)), targets] = 1
             return one_hot
         return targets.astype(self.dtype, copy=False)
+
+
+def _room(like: Block, n_rows: int) -> Block:
+    """Room for as many rows as are asked for; for sparse ones, of their targets alone."""
+    targets, weights = like.targets, like.weights
+    if isinstance(like.rows, np.ndarray):
+        rows = np.empty((n_rows, *like.rows.shape[1:]), like.rows.dtype)
+    else:
+        rows = np.empty((n_rows, 0))
+    return Block(
+        rows,
+        np.empty((n_rows, *targets.shape[1:]), targets.dtype),
+        None if weights is None else np.empty(n_rows, weights.dtype),
+    )
 
 
 def _stack(parts: list[Rows]) -> Rows:

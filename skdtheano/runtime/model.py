@@ -1,5 +1,6 @@
 """What a model is to a runtime: a program to compile, and the layout of its parameters."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,10 @@ class Model:
     def dtype(self) -> np.dtype:
         return np.dtype(self.spec.network.dtype)
 
-    def rows_of(self, blocks: list[Block]) -> RowBlocks:
+    def rows_of(
+        self, blocks: Sequence[Block], lengths: Sequence[int] | None = None
+    ) -> RowBlocks:
         """The rows of one process, ready to gather minibatches from."""
-        return RowBlocks(blocks, self.layout.units[-1], self.spec.network.dtype)
+        if lengths is None:
+            lengths = [len(block) for block in blocks]
+        return RowBlocks(blocks, lengths, self.layout.units[-1], self.spec.network.dtype)

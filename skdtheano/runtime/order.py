@@ -14,11 +14,15 @@ from typing import Any, Protocol
 import numpy as np
 from sklearn.utils import shuffle as cumulative_shuffle
 
+from skdtheano.runtime.blocks import Batch, Block, RowBlocks, joined
+
 #: Above this number of rows a global permutation takes more than 2 GiB with its copy.
 MAX_GLOBAL_ROWS = 2**27
 
-#: Rows of the blocks that a block-wise order mixes with each other.
-WINDOW_ROWS = 2**24
+#: Bytes of rows that a block-wise order mixes with each other, over the whole cluster,
+WINDOW_BYTES = 2**27
+#: or as many blocks, where these are larger.
+WINDOW_BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,9 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         """Yield, for each minibatch, local row numbers and the size of the whole batch."""
 
+    def gathered(self, blocks: RowBlocks) -> Iterator[tuple[np.ndarray, int, Batch | None]]:
+        """The same, with the rows; None where this rank has none of the batch."""
+
 
 @dataclass(frozen=True)
 class ListedBatches:
@@ -122,6 +129,10 @@ class ListedBatches:
             start += count
             remaining -= self.batch_size
 
+    def gathered(self, blocks: RowBlocks) -> Iterator[tuple[np.ndarray, int, Batch | None]]:
+        for rows, size in self:
+            yield rows, size, blocks.gather(rows) if len(rows) else None
+
 
 class Epoch(Protocol):
     """The order of one epoch, before anyone knows who holds the rows."""
@@ -134,6 +145,8 @@ class Order(Protocol):
     """Draws the orders of the epochs, one after another."""
 
     n_rows: int
+    #: Whether a few blocks at a time hold the rows of the next minibatches.
+    in_windows: bool
 
     def next_epoch(self) -> Epoch:
         """The next epoch's order."""
@@ -176,6 +189,8 @@ class GlobalOrder:
         Advanced by one permutation an epoch.
     """
 
+    in_windows = False
+
     def __init__(
         self, rows: np.ndarray, batch_size: int, shuffle: bool, rng: np.random.RandomState
     ) -> None:
@@ -195,10 +210,12 @@ class GlobalOrder:
 class BlockOrder:
     """A shuffle that needs memory for one window of blocks, not for the whole table.
 
-    Each epoch permutes the blocks, cuts them into windows of about ``WINDOW_ROWS`` rows,
-    and permutes the rows of each window together. Minibatches are consecutive slices, and
-    may span two windows, so that all but the last are of one size. Every draw comes from
-    a generator keyed by (seed, epoch, window): ranks agree without a message.
+    The table is cut into as many strata of neighbouring blocks as a window has blocks. Each
+    epoch gives each window one block of each stratum, drawn without replacement, and permutes
+    the rows of each window together. Workers hold neighbours, so all have a share of every
+    window. Minibatches are consecutive slices, and may span two windows, so that all but the
+    last are of one size. Every draw comes from a generator keyed by (seed, epoch, window):
+    ranks agree without a message.
 
     Parameters
     ----------
@@ -208,8 +225,10 @@ class BlockOrder:
     seed : int
     held_out : float
         Fraction of the rows, drawn per block, that no batch contains.
-    window_rows : int
+    n_windows : int
     """
+
+    in_windows = True
 
     def __init__(
         self,
@@ -218,13 +237,13 @@ class BlockOrder:
         seed: int,
         *,
         held_out: float = 0.0,
-        window_rows: int = WINDOW_ROWS,
+        n_windows: int = 1,
     ) -> None:
         self.lengths = tuple(lengths)
         self.batch_size = batch_size
         self.seed = seed
         self.held_out = held_out
-        self.window_rows = window_rows
+        self.n_windows = n_windows
         self.n_held_out = held_out_counts(self.lengths, held_out)
         self.n_rows = sum(self.lengths) - sum(self.n_held_out)
         self._epoch = 0
@@ -253,18 +272,20 @@ class BlockOrder:
 
     def windows(self, epoch: int) -> Iterator[tuple[np.random.Generator, list[int]]]:
         """Blocks of each window, with the generator that permutes their rows."""
-        blocks = np.arange(len(self.lengths))
-        blocks = np.random.default_rng([self.seed, 2, epoch]).permutation(blocks)
-        window: list[int] = []
-        rows = number = 0
-        for block in blocks.tolist():
-            if window and rows + self.lengths[block] > self.window_rows:
-                yield np.random.default_rng([self.seed, 3, epoch, number]), window
-                window, rows, number = [], 0, number + 1
-            window.append(block)
-            rows += self.lengths[block]
-        if window:
+        draw = np.random.default_rng([self.seed, 2, epoch])
+        windows: list[list[int]] = [[] for _ in range(self.n_windows)]
+        for start in range(0, len(self.lengths), self.n_windows):
+            stratum = range(start, min(start + self.n_windows, len(self.lengths)))
+            chosen = draw.permutation(self.n_windows)[: len(stratum)]
+            for block, window in zip(stratum, chosen.tolist(), strict=True):
+                windows[window].append(block)
+        for number, window in enumerate(windows):
             yield np.random.default_rng([self.seed, 3, epoch, number]), window
+
+
+def n_windows_of(n_blocks: int, n_bytes: int) -> int:
+    """How many windows a table is cut into, by its blocks and the bytes of its rows."""
+    return max(1, min(n_blocks // WINDOW_BLOCKS, -(-n_bytes // WINDOW_BYTES)))
 
 
 @dataclass(frozen=True)
@@ -291,20 +312,43 @@ class KeyedBatches:
     epoch: int
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        for rows, size, _ in self._cut(lambda rows: None):
+            yield rows, size
+
+    def gathered(self, blocks: RowBlocks) -> Iterator[tuple[np.ndarray, int, Batch | None]]:
+        for rows, size, parts in self._cut(blocks.in_order):
+            yield rows, size, blocks.batch(joined(parts)) if parts else None
+
+    def _cut(
+        self, read: Callable[[np.ndarray], Block | None]
+    ) -> Iterator[tuple[np.ndarray, int, list[Block]]]:
+        """Minibatches, with their rows in parts of what is read of each window at once."""
         size, remaining = self.order.batch_size, self.order.n_rows
         waiting: list[np.ndarray] = []  # local rows of the batch under way, -1 elsewhere
+        parts: list[Block] = []  # those of them that are here
         n_waiting = 0
         for draw, window in self.order.windows(self.epoch):
-            rows = np.concatenate([self._local_rows(block) for block in window])
+            rows = np.concatenate([np.arange(0), *(self._local_rows(b) for b in window)])
             rows = draw.permutation(rows)
-            while n_waiting + len(rows) >= min(size, remaining) > 0:
-                cut = min(size, remaining) - n_waiting
-                batch = np.concatenate([*waiting, rows[:cut]])
-                yield batch[batch >= 0], len(batch)
-                rows, waiting, n_waiting = rows[cut:], [], 0
+            here = rows >= 0
+            read_rows = read(rows[here]) if here.any() else None
+            # Of the window's first n rows, how many are here.
+            n_here = np.concatenate([[0], np.cumsum(here)])
+            start = 0
+            while n_waiting + len(rows) - start >= min(size, remaining) > 0:
+                stop = start + min(size, remaining) - n_waiting
+                if read_rows is not None and n_here[start] < n_here[stop]:
+                    parts.append(read_rows[n_here[start] : n_here[stop]])
+                batch = np.concatenate([*waiting, rows[start:stop]])
+                yield batch[batch >= 0], len(batch), parts
                 remaining -= len(batch)
-            waiting.append(rows)
-            n_waiting += len(rows)
+                start, waiting, parts, n_waiting = stop, [], [], 0
+            waiting.append(rows[start:])
+            n_waiting += len(rows) - start
+            if read_rows is not None and n_here[start] < n_here[-1]:
+                # Not a view, which would keep the whole window while the next one is read.
+                parts.append(read_rows[np.arange(n_here[start], n_here[-1])])
+            del read_rows
 
     def _local_rows(self, block: int) -> np.ndarray:
         if self.places.owners[block] != self.rank:

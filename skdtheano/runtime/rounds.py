@@ -9,8 +9,8 @@ that the last round left, on the workers that are there then.
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import CancelledError
 from contextlib import suppress
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,14 +21,14 @@ from skdtheano.runtime.failures import (
     RoundFailed,
     RoundsFailed,
     ValueLost,
-    WorkersLost,
 )
 from skdtheano.runtime.mailbox import RoundAborted
 from skdtheano.runtime.model import Model
-from skdtheano.runtime.order import Epoch, HeldOut, ListedBatches, RowMap
+from skdtheano.runtime.order import Epoch, HeldOut, ListedBatches
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.scores import ScoreSums
-from skdtheano.runtime.sites import Check, ClusterSite, Handle
+from skdtheano.runtime.shares import Shares
+from skdtheano.runtime.sites import Check, Handle
 from skdtheano.runtime.steps import LossSums, StepSettings
 from skdtheano.runtime.tasks import (
     RoundResult,
@@ -38,7 +38,6 @@ from skdtheano.runtime.tasks import (
     score_blocks,
     train_round,
 )
-from skdtheano.runtime.workers import assign_blocks, first_owners
 
 Result = TypeVar("Result")
 
@@ -47,6 +46,9 @@ MAX_FAILURES = 3
 
 #: Arguments of more bytes go to their worker as data, not through the scheduler's graph.
 _SCATTER_BYTES = 2**20
+
+#: Share of its memory above which a worker starts no task, by dask's defaults.
+_MOST_OF_MEMORY = 0.8
 
 _MODEL_LOST = (
     "All workers that held the model were lost at once, and its last state with them. Fit "
@@ -60,13 +62,7 @@ class ClusterRuntime:
     Parameters
     ----------
     model : Model
-    site : ClusterSite
-    blocks : list of Future
-        A `Block` each.
-    lengths : list of int
-        Rows of each block.
-    numbers : list of int
-        What each block is called: its number in the table.
+    shares : Shares
     state : TrainState
         To begin with.
     best : ndarray or None
@@ -78,27 +74,20 @@ class ClusterRuntime:
     def __init__(
         self,
         model: Model,
-        site: ClusterSite,
-        blocks: list[Handle],
-        lengths: list[int],
-        numbers: list[int],
+        shares: Shares,
         state: TrainState,
         best: np.ndarray | None = None,
         held_out: HeldOut | None = None,
     ) -> None:
-        self._site = site
+        self._site = shares.site
         self._model = model
-        self._blocks: list[Handle] = blocks
-        self._lengths = tuple(lengths)
-        self._numbers = numbers
-        self._draw_held_out = held_out
+        self._shares = shares
+        self._held_out = held_out
+        self._sent_held_out: list[Any] | None = None
         #: The last state, where it is here too; that of a large model is on the workers alone.
         self._here: RoundResult | None = RoundResult(state, 0.0, best)
         self._copies: list[Handle] = []  # on workers, once a round asks for one
         self._keeps = False  # whether the state of now is the best
-        self._sent_held_out: list[Any] | None = None
-        self._share: Callable[..., list[str]] = first_owners
-        self._group()
 
     def run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
         """Run one round, again if it loses a worker.
@@ -112,7 +101,7 @@ class ClusterRuntime:
         """
 
         def attempt() -> float:
-            if set(self._site.available_workers()) != self._known:
+            if not self._shares.are_current():
                 self._regroup()  # workers that have joined take their share
             return self._run_round(epoch, settings)
 
@@ -125,7 +114,7 @@ class ClusterRuntime:
                 if causes:
                     self._regroup()
                 return attempt()
-            except (RoundFailed, ValueLost) as failure:
+            except (RoundFailed, RoundAborted, ValueLost) as failure:
                 causes.append(str(failure))
                 if len(causes) == MAX_FAILURES:
                     raise RoundsFailed(
@@ -144,25 +133,28 @@ class ClusterRuntime:
         round_id = f"skdtheano-epoch-{settings.epoch}-{uuid.uuid4().hex[:12]}"
         tasks: list[Handle] = []
         try:
-            for rank, batches in enumerate(epoch.shares(self._places)):
-                worker = self._workers[rank]
+            for rank, batches in enumerate(epoch.shares(self._shares.places)):
+                worker = self._shares.workers[rank]
                 tasks.append(
                     self._site.submit(
                         train_round,
                         self._model,
-                        self._blocks_of(rank),
+                        self._shares.blocks_of(rank),
                         self._copy_for(rank),
                         self._sent(batches, worker),
                         settings,
                         self._keeps,
-                        Seat(round_id, rank, self._workers, self._site.deadline),
+                        Seat(round_id, rank, self._shares.workers, self._site.deadline),
                         key=f"{round_id}-{rank}",
                         workers=[worker],
                         priority=10,
                     )
                 )
             report = self._site.submit(
-                report_of, tasks[0], workers=[self._workers[0]], key=f"{round_id}-report"
+                report_of,
+                tasks[0],
+                workers=[self._shares.workers[0]],
+                key=f"{round_id}-report",
             )
             self._site.wait([*tasks, report], self._check(tasks))
             self._raise_failures(tasks)
@@ -182,7 +174,7 @@ class ClusterRuntime:
         stuck_since: dict[str, float] = {}
 
         def check(workers: list[str]) -> None:
-            lost = sorted(set(self._workers) - set(workers))
+            lost = sorted(set(self._shares.workers) - set(workers))
             if lost:
                 raise RoundFailed(f"lost worker {', '.join(lost)}")
             errors = [task.exception() for task in tasks if task.status == "error"]
@@ -193,7 +185,7 @@ class ClusterRuntime:
             now = time.monotonic()
             if now - began < patience:
                 return
-            stuck = self._site.stuck_workers(self._workers, tasks)
+            stuck = self._site.stuck_workers(self._shares.workers, tasks)
             for worker in set(stuck_since) - set(stuck):
                 del stuck_since[worker]
             for worker in stuck:
@@ -225,17 +217,9 @@ class ClusterRuntime:
 
     def _named(self, found: Mapping[int, NotFinite]) -> NotFinite:
         """What ranks found at one minibatch, with the blocks' numbers in the table."""
-        owned = [
-            [b for b, owner in enumerate(self._places.owners) if owner == rank]
-            for rank in range(len(self._workers))
-        ]
-        blocks = sorted(
-            self._numbers[owned[rank][i]]
-            for rank, error in found.items()
-            for i in error.blocks
-        )
+        names = [self._shares.names(rank, error.blocks) for rank, error in found.items()]
         first = next(iter(found.values()))
-        return first.named(sorted(blocks))
+        return first.named(sorted(chain.from_iterable(names)))
 
     def validation_sums(self) -> ScoreSums:
         return self._retried("The validation score", self._validation_sums)
@@ -245,17 +229,20 @@ class ClusterRuntime:
         if self._sent_held_out is None:  # once for all epochs, while the blocks stay
             self._sent_held_out = [
                 self._sent(rows, worker)
-                for rows, worker in zip(self._held_out, self._workers, strict=True)
+                for rows, worker in zip(
+                    self._held_out(self._shares.places), self._shares.workers, strict=True
+                )
             ]
         total: ScoreSums = self._total(
             self._site.submit(
                 score_blocks,
                 self._model,
-                self._blocks_of(rank),
+                self._shares.blocks_of(rank),
                 rows,
                 self._copy_for(rank),
-                workers=[self._workers[rank]],
-                allow_other_workers=True,
+                workers=[self._shares.workers[rank]],
+                # Who is not given the blocks must hold them.
+                allow_other_workers=not self._shares.one_by_one,
             )
             for rank, rows in enumerate(self._sent_held_out)
         )
@@ -270,12 +257,12 @@ class ClusterRuntime:
             self._site.submit(
                 evaluate_blocks,
                 self._model,
-                self._blocks_of(rank),
+                self._shares.blocks_of(rank),
                 sent,
                 workers=[worker],
                 allow_other_workers=True,
             )
-            for rank, worker in enumerate(self._workers)
+            for rank, worker in enumerate(self._shares.workers)
         )
         return total
 
@@ -316,34 +303,7 @@ class ClusterRuntime:
         return self._copies[rank % len(self._copies)]
 
     def _group(self) -> None:
-        """Share the blocks out to the workers that are there now, and number these.
-
-        A block stays where it lies unless that worker would hold too much, or takes no task.
-        """
-        self._site.wait(self._blocks)
-        broken = [i for i, block in enumerate(self._blocks) if block.status != "finished"]
-        if broken:
-            self._site.workers()  # says so if it is the client that is gone
-            error = self._blocks[broken[0]].exception()
-            if error is not None and not isinstance(error, KilledWorker | CancelledError):
-                raise error  # what its own loading says
-            numbers = [self._numbers[b] for b in broken]
-            raise WorkersLost(
-                f"Blocks {numbers} of the training rows cannot be had any more: {error}. Rows "
-                "that were scattered, or that came from memory, are lost with their worker; "
-                "load them with dask.array or dask.dataframe, which can load them again."
-            ) from error
-        workers = self._site.available_workers()
-        self._known = set(workers)
-        holders = self._site.holders(self._blocks, workers)
-        owners = self._share(self._lengths, holders, workers)
-        self._share = assign_blocks  # from now on blocks move only as needed
-        # Sums are added in this order: that of the blocks, not of addresses.
-        self._workers = list(dict.fromkeys(owners))
-        ranks = tuple(self._workers.index(owner) for owner in owners)
-        self._places = RowMap(self._lengths, ranks, len(self._workers))
-        draw = self._draw_held_out
-        self._held_out = None if draw is None else draw(self._places)
+        self._shares.share_out()
         self._sent_held_out = None
 
     def _keep_living_copies(self) -> None:
@@ -360,13 +320,6 @@ class ClusterRuntime:
         if not kept and self._here is None:
             raise RuntimeError(_MODEL_LOST)
         self._copies = kept
-
-    def _blocks_of(self, rank: int) -> list[Handle]:
-        return [
-            block
-            for block, owner in zip(self._blocks, self._places.owners, strict=True)
-            if owner == rank
-        ]
 
     def _sent(self, argument: Any, worker: str | None) -> Any:
         """An argument as it is or, where it is large, as data on a worker."""

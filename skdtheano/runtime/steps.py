@@ -112,14 +112,14 @@ def run_epoch(
     vectors = [np.zeros(layout.n_parameters, dtype) for _ in range(2)]
     views = [layout.views(vector) for vector in vectors]
     total = 0.0
-    for number, (rows, size) in enumerate(batches):
+    for number, (rows, size, batch) in enumerate(batches.gathered(blocks)):
         vector, out = vectors[number % 2], views[number % 2]
-        if len(rows):
-            batch = blocks.gather(rows)
+        if batch is not None:
             loss = program.sums(
                 layout.views(state.theta), batch.rows, batch.targets, batch.weights, out
             )
             weight = float(batch.weights.sum(dtype=np.float64))
+            del batch  # a view may keep more rows than its own while others are read
         else:
             vector[...] = 0
             loss = weight = 0.0

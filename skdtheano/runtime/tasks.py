@@ -1,14 +1,17 @@
 """What runs as a task on a dask worker during a fit."""
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from dask.sizeof import sizeof
-from distributed import get_worker, secede
+from distributed import Worker, get_worker, secede
 
-from skdtheano.runtime.blocks import Block
+from skdtheano.runtime.blocks import Block, RowBlocks
 from skdtheano.runtime.collective import Peers
-from skdtheano.runtime.mailbox import ExchangePlugin
+from skdtheano.runtime.mailbox import ExchangePlugin, RoundAborted
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import Batches
 from skdtheano.runtime.parameters import TrainState
@@ -18,6 +21,9 @@ from skdtheano.runtime.steps import LossSums, StepSettings, loss_sums, run_epoch
 
 #: A state of more bytes stays on the workers, which all have it.
 _REPORTED_BYTES = 2**20
+
+#: Within which a block comes from the disk, or the round is given up.
+_READ_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,63 @@ class RoundResult:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Blocks that a worker holds, in memory or spilled to its disk.
+
+    A task that is given blocks has them all in memory; one that is given this reads each
+    when it needs it.
+
+    Attributes
+    ----------
+    keys : list of str
+        Of dask's tasks that made the blocks.
+    lengths : list of int
+    """
+
+    keys: list[str]
+    lengths: list[int]
+
+
+class _StoredBlocks(Sequence[Block]):
+    def __init__(self, keys: list[str], worker: Worker) -> None:
+        self.keys, self.worker = keys, worker
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, i: Any) -> Any:
+        # In the event loop, as dask itself reads what it has spilled.
+        read = asyncio.run_coroutine_threadsafe(
+            self._read(self.keys[i]),
+            self.worker.loop.asyncio_loop,  # type: ignore[attr-defined]
+        )
+        try:
+            return read.result(_READ_SECONDS)
+        except TimeoutError:
+            read.cancel()
+            raise RoundAborted(
+                f"worker {self.worker.address} did not read a block in {_READ_SECONDS:g} s"
+            ) from None
+
+    async def _read(self, key: str) -> Any:
+        data: Any = self.worker.data
+        try:
+            # What is asked of the buffer itself moves to memory, and something else from
+            # there to the disk, which would write the whole table once an epoch.
+            if key in getattr(data, "disk", ()):
+                return data.disk[key]
+            return data[key]
+        except KeyError:
+            raise RoundAborted(f"worker {self.worker.address} has lost a block") from None
+
+
+def _rows(model: Model, blocks: list[Block] | Stored) -> RowBlocks:
+    if isinstance(blocks, Stored):
+        return model.rows_of(_StoredBlocks(blocks.keys, get_worker()), blocks.lengths)
+    return model.rows_of(blocks)
+
+
+@dataclass(frozen=True)
 class Seat:
     """A task's place in its round."""
 
@@ -51,9 +114,14 @@ class Seat:
     deadline: float
 
 
+def itself(block: Block) -> Block:
+    """A block on the worker of the task."""
+    return block
+
+
 def train_round(
     model: Model,
-    blocks: list[Block],
+    blocks: list[Block] | Stored,
     before: RoundResult,
     batches: Batches,
     settings: StepSettings,
@@ -71,7 +139,7 @@ def train_round(
         Peers(plugin, seat.round_id, seat.rank, seat.addresses, seat.deadline, key) as peers,
         Program(model.spec) as program,
     ):
-        rows = model.rows_of(blocks)
+        rows = _rows(model, blocks)
         loss = run_epoch(program, model.layout, rows, batches, state, settings, peers)
     return RoundResult(state, loss, before.state.theta if keep else before.best)
 
@@ -85,12 +153,12 @@ def report_of(result: RoundResult) -> tuple[float, RoundResult | None]:
 
 
 def score_blocks(
-    model: Model, blocks: list[Block], rows: np.ndarray, result: RoundResult
+    model: Model, blocks: list[Block] | Stored, rows: np.ndarray, result: RoundResult
 ) -> ScoreSums:
     """One worker's part of the validation score."""
     with Program(model.spec) as program:
         return score_sums(
-            program, model.layout, model.rows_of(blocks), rows, result.state.theta
+            program, model.layout, _rows(model, blocks), rows, result.state.theta
         )
 
 

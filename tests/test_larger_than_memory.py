@@ -1,0 +1,144 @@
+"""Tables that are larger than the memory of the workers, from their disks."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import scipy.sparse
+from dask.sizeof import sizeof
+from distributed import Client, LocalCluster, Worker
+from numpy.testing import assert_allclose
+
+from skdtheano import DistributedMLPClassifier
+from skdtheano.runtime import order
+from skdtheano.runtime.blocks import Block, RowBlocks
+from skdtheano.runtime.rounds import ClusterRuntime
+
+pytestmark = [
+    pytest.mark.cluster,
+    # The engine has no part in it: one lane runs them.
+    pytest.mark.table,
+    # A few epochs are not meant to converge.
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+]
+
+MIB = 2**20
+#: Bytes of rows that a worker keeps in memory; what is above is on its disk.
+KEPT = 4 * MIB
+LIMIT = 2048 * MIB
+BLOCK_ROWS, N_BLOCKS, N_FEATURES = 4096, 64, 16
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with (
+        dask.config.set({"distributed.worker.memory.target": KEPT / LIMIT}),
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit=LIMIT,
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster, set_as_default=False) as one,
+    ):
+        yield one
+
+
+def table() -> tuple[Any, Any]:
+    """Four times as large as what the workers keep in memory."""
+    X = da.random.default_rng(0).normal(
+        size=(N_BLOCKS * BLOCK_ROWS, N_FEATURES), chunks=(BLOCK_ROWS, N_FEATURES)
+    )
+    return X, (X[:, 0] * X[:, 1] + X[:, 2] > 0).astype(np.int8)
+
+
+def kept_and_stored(dask_worker: Worker) -> tuple[int, int]:
+    """Bytes in memory, and the number of values on the disk."""
+    data: Any = dask_worker.data
+    return sum(map(sizeof, data.memory.values())), len(data.disk)
+
+
+def test_a_table_of_four_times_the_memory_is_trained_on_from_disk(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As many windows as a table has that is larger than any test could be.
+    monkeypatch.setattr(order, "WINDOW_BYTES", 4 * MIB)
+    X, y = table()
+    assert X.nbytes == 4 * 2 * KEPT
+    parameters: dict[str, Any] = {
+        "hidden_layer_sizes": (8,),
+        "batch_size": 5000,
+        "max_iter": 3,
+        "shuffle": "blocks",
+        "early_stopping": True,
+        "random_state": 0,
+    }
+    in_memory = DistributedMLPClassifier(**parameters).fit(X, y)
+    found: list[tuple[int, int]] = []
+    run_epoch = ClusterRuntime.run_epoch
+
+    def watched(self: ClusterRuntime, *arguments: Any) -> float:
+        loss = run_epoch(self, *arguments)
+        found.extend(client.run(kept_and_stored).values())
+        return loss
+
+    monkeypatch.setattr(ClusterRuntime, "run_epoch", watched)
+    stored = DistributedMLPClassifier(client=client, **parameters).fit(X, y)
+    assert_allclose(stored.loss_curve_, in_memory.loss_curve_, rtol=1e-9)
+    assert stored.validation_scores_ == in_memory.validation_scores_
+    assert len(found) == 3 * 2
+    for n_bytes, n_stored in found:
+        assert n_bytes <= KEPT
+        assert n_stored > N_BLOCKS / 4
+
+
+@pytest.mark.parametrize(
+    ("shuffle", "solver"),
+    [
+        (True, "lbfgs"),
+        pytest.param(True, "adam", marks=pytest.mark.exhaustive),
+        pytest.param(False, "sgd", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_rows_that_do_not_fit_and_are_needed_at_once_are_an_error(
+    client: Client, shuffle: bool, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skdtheano.runtime.shares._MOST_OF_MEMORY", KEPT / LIMIT)
+    clf = DistributedMLPClassifier(shuffle=shuffle, solver=solver, client=client)
+    said = (
+        r"Worker tcp://.* would hold 1[67]\.\d\d MiB of rows at once, and may take "
+        r"2\.00 GiB of memory\. Fit with shuffle='blocks'"
+    )
+    with pytest.raises(ValueError, match=said):
+        clf.fit(*table())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("n_blocks", [1, 3])
+def test_rows_are_read_in_the_order_asked_for(
+    n_blocks: int, sparse: bool, weighted: bool
+) -> None:
+    rng = np.random.RandomState(0)
+    X, y = rng.standard_normal((30, 4)), rng.randint(3, size=30).astype(np.int32)
+    weights = rng.uniform(size=30) if weighted else None
+    size = 30 // n_blocks
+    blocks = [
+        Block(
+            scipy.sparse.csr_array(X[i : i + size]) if sparse else X[i : i + size],
+            y[i : i + size],
+            None if weights is None else weights[i : i + size],
+        )
+        for i in range(0, 30, size)
+    ]
+    rows = rng.permutation(30)[:17]
+    read = RowBlocks(blocks, [size] * n_blocks, 3, "float64").in_order(rows)
+    assert_allclose(read.rows.toarray() if sparse else read.rows, X[rows])
+    assert (read.targets == y[rows]).all()
+    if weights is None:
+        assert read.weights is None
+    else:
+        assert_allclose(read.weights, weights[rows])
