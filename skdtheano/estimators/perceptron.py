@@ -160,7 +160,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
         anew = not hasattr(self, "coefs_") or not (self.warm_start or going_on)
         self._check_parameters(going_on)
         site = self._site(X, y, sample_weight)
-        with self._unchanged_by_failure(), outside_the_slots():
+        with self._unchanged_by_failure(), outside_the_slots(), site:
             self._train(X, y, sample_weight, site, anew, going_on)
         return self
 

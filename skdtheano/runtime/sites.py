@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import wait as futures_wait
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import copy_context
 from functools import reduce
 from operator import add
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from dask.base import compute, persist
 from dask.delayed import Delayed
-from distributed import Client, wait
+from distributed import Client, futures_of, wait
 
 from skdtheano.runtime.failures import SchedulerLost, ValueLost, WorkersLost
 from skdtheano.runtime.mailbox import ExchangePlugin
@@ -45,8 +47,11 @@ def add_up(parts: list[Any]) -> Any:
     return reduce(add, parts)
 
 
-class Site(Protocol):
-    """A place that holds blocks behind handles and calls functions on them."""
+class Site(AbstractContextManager[Any], Protocol):
+    """A place that holds blocks behind handles and calls functions on them.
+
+    At the end of its context it lets go of its tasks, whoever still has handles.
+    """
 
     def keep(self, collections: Sequence[Any]) -> list[Any]:
         """Compute collections in one go and keep their blocks here; what they share once."""
@@ -75,7 +80,7 @@ class Site(Protocol):
         """Where to call a function of each block, in even shares: keywords of `submit`."""
 
 
-class LocalSite:
+class LocalSite(nullcontext[None]):
     """The calling process: handles are the blocks themselves."""
 
     def keep(self, collections: Sequence[Any]) -> list[Any]:
@@ -105,7 +110,7 @@ class LocalSite:
         return [{} for _ in handles]
 
 
-class ClusterSite:
+class ClusterSite(AbstractContextManager["ClusterSite"]):
     """The workers of a client's cluster: handles are futures.
 
     Parameters
@@ -127,6 +132,7 @@ class ClusterSite:
         self.deadline = seconds_of("skdtheano.worker-deadline", 30.0)
         self.patience = seconds_of("skdtheano.no-worker-timeout", 30.0)
         self._heartbeats = Heartbeats()
+        self._futures: WeakValueDictionary[int, Handle] = WeakValueDictionary()
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
                 self._watched(lambda: client.register_plugin(ExchangePlugin()))
@@ -137,10 +143,22 @@ class ClusterSite:
                     raise
 
     def keep(self, collections: Sequence[Any]) -> list[Any]:
-        return list(self.client.persist(list(collections)))
+        kept = list(self.client.persist(list(collections)))
+        self._made(futures_of(kept))
+        return kept
 
     def load(self, blocks: Sequence[Delayed]) -> list[Handle]:
-        futures: list[Handle] = self.client.compute(list(blocks))
+        return self._made(self.client.compute(list(blocks)))
+
+    def __exit__(self, *error: object) -> None:
+        # Whoever keeps an error keeps the frames that it went through, and in them futures:
+        # a task that failed would stay on the scheduler, and fail in the next fit unrun.
+        for future in list(self._futures.values()):
+            with suppress(RuntimeError):  # the client's event loop is closed
+                future.release()
+
+    def _made(self, futures: list[Handle]) -> list[Handle]:
+        self._futures.update((id(future), future) for future in futures)
         return futures
 
     def put(self, blocks: Sequence[Any]) -> list[Handle]:
@@ -173,7 +191,8 @@ class ClusterSite:
             raise ValueLost(f"{target} is gone or paused, and was sent no data") from error
 
     def submit(self, function: Callable[..., Any], *args: Any, **where: Any) -> Handle:
-        return self.client.submit(function, *args, pure=False, **where)
+        [future] = self._made([self.client.submit(function, *args, pure=False, **where)])
+        return future
 
     def get(self, handles: Sequence[Handle], check: Check | None = None) -> list[Any]:
         self.wait(handles, check)

@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 from distributed.utils import get_mp_context
 from numpy.testing import assert_allclose
 from shared_clusters import clusters_by_size
-from traps import TOPIC, Place, clear_trap, let_go, set_trap
+from traps import TOPIC, Place, clear_trap, let_go, loaded, set_trap
 
 import skdtheano
 
@@ -35,6 +35,7 @@ BOUND = 20
 OURS = str(Path(skdtheano.__file__).parent)
 
 PLACES = {
+    "loading": Place("load", 1),
     "epoch": Place("run_epoch", 3, 4),
     "validation": Place("score_sums", 3),
     "lbfgs": Place("loss_sums", 4),
@@ -79,7 +80,8 @@ def as_theirs(place: str) -> Any:
 
 def in_blocks() -> tuple[da.Array, da.Array]:
     X, y = data("binary")
-    return da.from_array(X, chunks=(15, X.shape[1])), da.from_array(y, chunks=15)
+    rows = da.from_array(X, chunks=(15, X.shape[1])).map_blocks(loaded, meta=X[:0])
+    return rows, da.from_array(y, chunks=15)
 
 
 def fit_elsewhere(address: str, place: str) -> None:
@@ -244,14 +246,14 @@ def test_ctrl_c(
     ours = estimator(place)
     with Client(cluster) as client:
         watch.hold(PLACES[place], ctrl_c)
-        if place == "lbfgs":  # as in scikit-learn, it keeps nothing
+        if place in ("loading", "lbfgs"):  # as in scikit-learn, it keeps nothing
             with pytest.raises(KeyboardInterrupt):
                 ours.fit(*in_blocks())
         else:
             with pytest.warns(UserWarning, match="Training interrupted by user"):
                 ours.fit(*in_blocks())
         watch.assert_nothing_left(client)
-    if place == "lbfgs":
+    if place in ("loading", "lbfgs"):
         assert not hasattr(ours, "coefs_")
     else:
         theirs = as_theirs(place).set_params(max_iter=3).fit(*data("binary"))

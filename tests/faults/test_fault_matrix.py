@@ -17,7 +17,7 @@ from cases import Case, data
 from distributed import Client, LocalCluster, Worker
 from numpy.testing import assert_allclose
 from shared_clusters import clusters_by_size
-from traps import TOPIC, Place, clear_trap, set_trap
+from traps import TOPIC, Place, clear_trap, loaded, set_trap
 
 from skdtheano.runtime import order
 from skdtheano.runtime.rounds import ClusterRuntime
@@ -33,6 +33,7 @@ EPOCHS = 5
 DEADLINE = 4.0
 
 PLACES: dict[str, Place | None] = {
+    "loading": Place("load", 1),
     "first epoch": Place("run_epoch", 1, 1),
     "mid-epoch": Place("run_epoch", 3, 4),
     "between epochs": None,
@@ -43,6 +44,7 @@ PLACES: dict[str, Place | None] = {
 }
 #: What a model has learned if its fit ends there.
 EPOCHS_BEFORE = {
+    "loading": 0,
     "first epoch": 0,
     "mid-epoch": 2,
     "between epochs": 2,
@@ -77,12 +79,16 @@ ALWAYS = {
 def makes_sense(fault: str, place: str, n_workers: int) -> bool:
     if place.endswith("by blocks") and n_workers != 2:
         return False  # only the reading of rows differs
+    if (fault, place) == ("SIGSTOP", "loading"):
+        return False  # a user's function may be silent for as long as dask itself allows
     if fault == "retire" and n_workers == 1:
         return False  # nobody would be left
     if fault == "pause":  # stops nothing that has begun
         return place == "between epochs" and n_workers > 1
     if fault == "not finite":  # L-BFGS tries steps that overflow, and takes shorter ones
         return place in ("first epoch", "mid-epoch", "by blocks")
+    if (fault, place) == ("exception", "loading"):
+        return n_workers == 2
     # Between epochs no code of ours runs on a worker.
     return not (fault in ("slow worker", "exception") and place == "between epochs")
 
@@ -252,6 +258,7 @@ def test_a_fit_goes_on(
     case, parameters = case_of(place), parameters_of(place)
     chunks = -(-len(X) // 6)
     table = da.from_array(X, chunks=(chunks, X.shape[1]))
+    table = table.map_blocks(loaded, meta=X[:0])
     targets = da.from_array(y, chunks=chunks)
     if place.endswith("by blocks"):  # which scikit-learn has not: from this process
         monkeypatch.setattr(order, "WINDOW_BLOCKS", 2)

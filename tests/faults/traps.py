@@ -20,6 +20,9 @@ TOPIC = "skdtheano-trap"
 #: Set, it ends the fault "held" on this worker.
 _LET_GO = Event()
 
+#: Called where this worker loads rows that went through `loaded`.
+_WHILE_LOADING: list[Callable[[Any], Any]] = []
+
 _WRAPPED = ("run_epoch", "score_sums", "loss_sums")
 _ORIGINAL = {name: getattr(tasks, name) for name in _WRAPPED}
 
@@ -30,8 +33,8 @@ class Place:
 
     Attributes
     ----------
-    function : {"run_epoch", "score_sums", "loss_sums"}
-        Of `skdtheano.runtime.tasks`.
+    function : {"load", "run_epoch", "score_sums", "loss_sums"}
+        `loaded`, or one of `skdtheano.runtime.tasks`.
     time : int
         The epoch, or which call of the function; from 1.
     minibatch : int
@@ -47,7 +50,6 @@ def set_trap(place: Place, fault: str, dask_worker: Worker) -> None:
     """Let a fault happen once, where this worker comes to a place."""
     clear_trap()
     _LET_GO.clear()
-    original = _ORIGINAL[place.function]
     calls = 0
 
     def run_epoch(*arguments: Any) -> Any:
@@ -69,12 +71,24 @@ def set_trap(place: Place, fault: str, dask_worker: Worker) -> None:
         happens: Callable[[Worker, Any], Any] = FAULTS[fault]
         return happens(dask_worker, peers) is not None
 
+    if place.function == "load":
+        _WHILE_LOADING.append(spring)
+        return
+    original = _ORIGINAL[place.function]
     setattr(tasks, place.function, run_epoch if place.function == "run_epoch" else called)
 
 
 def clear_trap() -> None:
+    _WHILE_LOADING.clear()
     for name, function in _ORIGINAL.items():
         setattr(tasks, name, function)
+
+
+def loaded(rows: np.ndarray) -> np.ndarray:
+    """A user's function that gives a block of rows."""
+    if _WHILE_LOADING:
+        _WHILE_LOADING[0](None)
+    return rows
 
 
 class _Trapped:
