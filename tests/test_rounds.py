@@ -527,20 +527,6 @@ def test_rows_of_blocks_in_words(blocks: list[int], said: str) -> None:
     assert rows_in_words(blocks, [10, 5, 10, 20]) == said
 
 
-def test_a_round_that_keeps_failing_ends_in_an_error_with_the_causes(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def lost(self: ClusterRuntime, *args: Any) -> float:
-        from skdtheano.runtime.rounds import RoundFailed
-
-        raise RoundFailed("lost worker tcp://10.0.0.1:1")
-
-    monkeypatch.setattr(ClusterRuntime, "_run_round", lost)
-    X, y = data("multiclass")
-    with pytest.raises(RuntimeError, match=r"Epoch 1 failed 3 times.*\n1\. lost worker tcp"):
-        MULTICLASS.ours().fit(*chunked(X, y))
-
-
 def test_ctrl_c_keeps_the_epochs_that_were_finished(
     clusters: Callable[[int], LocalCluster], client: Client, ctrl_c: Callable[[], None]
 ) -> None:

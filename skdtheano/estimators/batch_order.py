@@ -26,8 +26,9 @@ def batch_order(
     estimator: Any, data: TrainingData, rng: np.random.RandomState, classifies: bool
 ) -> tuple[Order, HeldOut | None]:
     """Batch order of the training rows, and who holds which held-out row."""
-    if _by_blocks(estimator, data.n_rows):
-        return _block_order(estimator, data, rng)
+    n_windows = windows_of(estimator, data)
+    if n_windows is not None:
+        return _block_order(estimator, data, rng, n_windows)
     rows = np.arange(data.n_rows)
     held_out: HeldOut | None = None
     if estimator.early_stopping:
@@ -47,25 +48,27 @@ def batch_order(
     return GlobalOrder(rows, batch_size, bool(estimator.shuffle), rng), held_out
 
 
-def _by_blocks(estimator: Any, n_rows: int) -> bool:
-    if estimator.shuffle == "blocks":
-        return True
-    if n_rows <= MAX_GLOBAL_ROWS or not estimator.shuffle:
-        return False
-    logger.warning(
-        "shuffle=True with %d rows: above %d rows the order of the minibatches is drawn "
-        "block by block (shuffle='blocks'), since a permutation of all rows would take "
-        "%.1f GiB.",
-        n_rows,
-        MAX_GLOBAL_ROWS,
-        n_rows * 16 / 2**30,
-    )
-    return True
+def windows_of(estimator: Any, data: TrainingData) -> int | None:
+    """Windows of an order by blocks; None where the order is of all rows."""
+    is_short = data.n_rows <= MAX_GLOBAL_ROWS
+    if not estimator.shuffle or (is_short and estimator.shuffle != "blocks"):
+        return None
+    n_bytes = data.n_rows * data.n_features * np.dtype(data.row_dtype).itemsize
+    return n_windows_of(len(data.lengths), n_bytes)
 
 
 def _block_order(
-    estimator: Any, data: TrainingData, rng: np.random.RandomState
+    estimator: Any, data: TrainingData, rng: np.random.RandomState, n_windows: int
 ) -> tuple[Order, HeldOut | None]:
+    if estimator.shuffle != "blocks":
+        logger.warning(
+            "shuffle=True with %d rows: above %d rows the order of the minibatches is drawn "
+            "block by block (shuffle='blocks'), since a permutation of all rows would take "
+            "%.1f GiB.",
+            data.n_rows,
+            MAX_GLOBAL_ROWS,
+            data.n_rows * 16 / 2**30,
+        )
     lengths = data.lengths
     fraction = estimator.validation_fraction if estimator.early_stopping else 0.0
     n_held_out = sum(held_out_counts(lengths, fraction))
@@ -78,8 +81,6 @@ def _block_order(
             )
     batch_size = _batch_rows(estimator, data.n_rows - n_held_out)
     seed = int(rng.randint(2**31 - 1))
-    n_bytes = data.n_rows * data.n_features * np.dtype(data.row_dtype).itemsize
-    n_windows = n_windows_of(len(lengths), n_bytes)
     order = BlockOrder(lengths, batch_size, seed, held_out=fraction, n_windows=n_windows)
     return order, order.held_out_rows if estimator.early_stopping else None
 

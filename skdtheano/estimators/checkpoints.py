@@ -14,6 +14,7 @@ import numpy as np
 from dask.utils import parse_timedelta
 
 from skdtheano import engine
+from skdtheano.estimators.batch_order import windows_of
 from skdtheano.estimators.training_data import TrainingData
 from skdtheano.notices import warn_user
 from skdtheano.runtime.blocks import Block
@@ -297,6 +298,7 @@ def _facts_of(estimator: Any, data: TrainingData) -> dict[str, Any]:
             "sparse": data.sparse,
             "classes": None if classes is None else repr(np.asarray(classes).tolist()),
             "lengths": list(data.lengths),
+            "windows": windows_of(estimator, data),
         },
     }
 
@@ -317,7 +319,7 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> "list[str]":
         a, b = then["parameters"].get(name), now["parameters"].get(name)
         if a != b:
             found.append(f"{name} was {_short(a)}, and is {_short(b)}")
-    by_blocks = now["parameters"]["shuffle"] == "blocks"
+    by_blocks = now["data"]["windows"] is not None
     for name, b in now["data"].items():
         a = then["data"].get(name)
         if a != b and name == "lengths":

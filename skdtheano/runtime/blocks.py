@@ -120,6 +120,7 @@ class RowBlocks:
             whole.targets[places] = part.targets
             if whole.weights is not None:
                 whole.weights[places] = part.weights
+            del part  # before the next block is read
         assert whole is not None
         if not sparse:
             return whole

@@ -8,9 +8,11 @@ holds the SHA-256 of all bytes before the digest. Nothing in it is pickled.
 import hashlib
 import json
 import os
+import uuid
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape, glob
 from io import BytesIO
 from typing import Any
 
@@ -150,11 +152,16 @@ class CheckpointFile:
         try:
             if self._is_local:
                 os.makedirs(os.path.dirname(self._path), exist_ok=True)
-                self._write_part(b"")
-                os.remove(self._part)
+                for left in glob(f"{escape(self._path)}.*.part"):  # by processes that died
+                    with suppress(FileNotFoundError):
+                        os.remove(left)
+                part = self._part()
+                _write_synced(part, b"")
+                os.remove(part)
             else:
-                self._files.pipe_file(self._part, b"")
-                self._files.rm_file(self._part)
+                part = self._part()
+                self._files.pipe_file(part, b"")
+                self._files.rm_file(part)
         except Exception as error:
             raise ValueError(
                 f"checkpoint={self.url!r} cannot be written: {error!r}. Give a place where "
@@ -171,8 +178,14 @@ class CheckpointFile:
         if not self._is_local:
             self._files.pipe_file(self._path, content)
             return
-        self._write_part(content)
-        os.replace(self._part, self._path)
+        # A name of its own: two fits of one path must not write into each other's file.
+        part = self._part()
+        try:
+            _write_synced(part, content)
+            os.replace(part, self._path)
+        finally:
+            with suppress(OSError):
+                os.remove(part)
         with suppress(OSError):  # a folder cannot be opened everywhere
             folder = os.open(os.path.dirname(self._path), os.O_RDONLY)
             try:
@@ -180,13 +193,12 @@ class CheckpointFile:
             finally:
                 os.close(folder)
 
-    @property
     def _part(self) -> str:
-        # Always the same, so that killed processes do not leave one each.
-        return f"{self._path}.part"
+        return f"{self._path}.{uuid.uuid4().hex[:12]}.part"
 
-    def _write_part(self, content: bytes) -> None:
-        with open(self._part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+
+def _write_synced(path: str, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

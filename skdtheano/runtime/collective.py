@@ -14,6 +14,7 @@ import numpy as np
 from distributed.comm.core import Comm
 from distributed.protocol.serialize import to_serialize
 
+from skdtheano.runtime.failures import NotFinite
 from skdtheano.runtime.mailbox import ExchangePlugin, Part, PeerLost, RoundAborted
 
 #: Above this many bytes saved on the wire of each rank, a sum by owned slices, which waits
@@ -104,9 +105,9 @@ class Peers:
 
     def _close(self, error: BaseException | None) -> None:
         self._plugin.close(self._round_id)
-        self._call_loop(
-            self._leave(None if error is None else f"{type(error).__name__}: {error}")
-        )
+        # What is not finite all ranks find by themselves, in the same sum.
+        is_told = error is not None and not isinstance(error, NotFinite)
+        self._call_loop(self._leave(f"{type(error).__name__}: {error}" if is_told else None))
 
     def sum(
         self, scalars: tuple[float, ...], vector: np.ndarray
@@ -139,8 +140,17 @@ class Peers:
 
     def _receive(self, step: int) -> dict[int, Part]:
         """Wait for the parts of all, for as long as they and the caller are there."""
-        missing, received = set(self._others), {}
         pings: dict[int, tuple[Any, float]] = {}
+        try:
+            return self._receive_watching(step, pings)
+        finally:
+            for pong, _ in pings.values():
+                pong.cancel()
+
+    def _receive_watching(
+        self, step: int, pings: dict[int, tuple[Any, float]]
+    ) -> dict[int, Part]:
+        missing, received = set(self._others), {}
         silent_since = time.monotonic()
         while missing:
             parts = self._mailbox.take(step, missing, timeout=_WATCH_SECONDS)
@@ -166,7 +176,6 @@ class Peers:
                         f"({pong.exception()!r})"
                     )
                 elif rank in missing and now - since > self._deadline:
-                    pong.cancel()
                     raise PeerLost(
                         f"worker {self._addresses[rank]} has sent nothing and answered no "
                         f"ping for {self._deadline:g} s"

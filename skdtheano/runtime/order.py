@@ -285,7 +285,7 @@ class BlockOrder:
 
 def n_windows_of(n_blocks: int, n_bytes: int) -> int:
     """How many windows a table is cut into, by its blocks and the bytes of its rows."""
-    return max(1, min(n_blocks // WINDOW_BLOCKS, -(-n_bytes // WINDOW_BYTES)))
+    return max(1, min(-(-n_blocks // WINDOW_BLOCKS), -(-n_bytes // WINDOW_BYTES)))
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,10 @@ class KeyedBatches:
 
     def gathered(self, blocks: RowBlocks) -> Iterator[tuple[np.ndarray, int, Batch | None]]:
         for rows, size, parts in self._cut(blocks.in_order):
-            yield rows, size, blocks.batch(joined(parts)) if parts else None
+            whole = blocks.batch(joined(parts)) if parts else None
+            parts.clear()  # views of their window, which is to go before the next one is read
+            yield rows, size, whole
+            del whole
 
     def _cut(
         self, read: Callable[[np.ndarray], Block | None]
@@ -342,7 +345,8 @@ class KeyedBatches:
                 batch = np.concatenate([*waiting, rows[start:stop]])
                 yield batch[batch >= 0], len(batch), parts
                 remaining -= len(batch)
-                start, waiting, parts, n_waiting = stop, [], [], 0
+                parts = []
+                start, waiting, n_waiting = stop, [], 0
             waiting.append(rows[start:])
             n_waiting += len(rows) - start
             if read_rows is not None and n_here[start] < n_here[-1]:

@@ -47,9 +47,6 @@ MAX_FAILURES = 3
 #: Arguments of more bytes go to their worker as data, not through the scheduler's graph.
 _SCATTER_BYTES = 2**20
 
-#: Share of its memory above which a worker starts no task, by dask's defaults.
-_MOST_OF_MEMORY = 0.8
-
 _MODEL_LOST = (
     "All workers that held the model were lost at once, and its last state with them. Fit "
     "again; every worker that holds rows keeps a copy."
@@ -101,7 +98,7 @@ class ClusterRuntime:
         """
 
         def attempt() -> float:
-            if not self._shares.are_current():
+            if not self._shares.are_current() or _any_lost(self._copies):
                 self._regroup()  # workers that have joined take their share
             return self._run_round(epoch, settings)
 
@@ -114,7 +111,7 @@ class ClusterRuntime:
                 if causes:
                     self._regroup()
                 return attempt()
-            except (RoundFailed, RoundAborted, ValueLost) as failure:
+            except (RoundFailed, RoundAborted, ValueLost, KilledWorker) as failure:
                 causes.append(str(failure))
                 if len(causes) == MAX_FAILURES:
                     raise RoundsFailed(
@@ -171,12 +168,15 @@ class ClusterRuntime:
     def _check(self, tasks: Sequence[Handle]) -> Check:
         """What to look at while waiting for tasks of the workers that hold rows."""
         began, patience = time.monotonic(), self._site.patience / 2
+        copies = list(self._copies)
         stuck_since: dict[str, float] = {}
 
         def check(workers: list[str]) -> None:
             lost = sorted(set(self._shares.workers) - set(workers))
             if lost:
                 raise RoundFailed(f"lost worker {', '.join(lost)}")
+            if _any_lost(copies):  # dask would run their round again, and alone
+                raise RoundFailed("a copy of the model was lost with its worker")
             errors = [task.exception() for task in tasks if task.status == "error"]
             # Of a sum that is not finite all ranks say by themselves what they know of it.
             if any(not isinstance(error, NotFinite) for error in errors):
@@ -331,3 +331,8 @@ class ClusterRuntime:
     def _total(self, parts: Iterable[Handle]) -> Any:
         tasks = list(parts)
         return self._site.total(tasks, self._check(tasks))
+
+
+def _any_lost(futures: Iterable[Handle]) -> bool:
+    """Whether some that had a value have none any more."""
+    return any(future.status != "finished" for future in futures)

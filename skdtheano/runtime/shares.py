@@ -9,16 +9,19 @@ from distributed.scheduler import KilledWorker
 
 from skdtheano.runtime.failures import WorkersLost
 from skdtheano.runtime.order import RowMap
-from skdtheano.runtime.sites import ClusterSite, Handle
+from skdtheano.runtime.sites import Check, ClusterSite, Handle
 from skdtheano.runtime.tasks import Stored, itself
 from skdtheano.runtime.workers import assign_blocks, first_owners
 
-#: Share of its memory above which a worker starts no task, by dask's defaults.
+#: Share of a worker's memory that rows may take; above it dask pauses workers by default.
 _MOST_OF_MEMORY = 0.8
 
 
 class Shares:
     """The blocks of one fit, each on one of the workers that are there now.
+
+    Where tasks read their blocks one by one, these are moved before; else dask moves what a
+    task is given.
 
     Parameters
     ----------
@@ -64,13 +67,18 @@ class Shares:
         self._lengths = tuple(lengths)
         self._numbers = numbers
         self._choose: Callable[..., list[str]] = first_owners
+        #: For moves of blocks: whoever is silent is restarted, and the round run again.
+        self._check: Check | None = None
         self.share_out()
         self._choose = assign_blocks  # from now on blocks move only as needed
+        self._check = lambda workers: None
         if not one_by_one:
             self._check_room()
 
     def share_out(self) -> None:
         """Choose each block's worker among those that are there now, and number these.
+
+        Moves blocks that are read one by one to their workers.
 
         A block stays where it lies unless that worker would hold too much, or takes no task.
         """
@@ -130,7 +138,7 @@ class Shares:
                 self._blocks[i] = self.site.submit(
                     itself, self._blocks[i], workers=[owner], allow_other_workers=True
                 )
-        self.site.wait(self._blocks)
+        self.site.wait(self._blocks, self._check)
         now = self.site.holders(self._blocks, known)
         # One that was lost meanwhile is missed in the round, which is then run again.
         return [holder or owner for holder, owner in zip(now, owners, strict=True)]

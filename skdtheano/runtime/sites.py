@@ -38,6 +38,9 @@ Check = Callable[[list[str]], None]
 #: Times that the workers are told of the exchange before a fit gives up.
 _ATTEMPTS = 3
 
+#: Seconds after which a scheduler that does not answer counts as lost, as for dask a worker.
+_SCHEDULER_SECONDS = 300.0
+
 #: Values that one task adds up.
 _FAN_IN = 8
 
@@ -182,9 +185,11 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
                 raise ValueLost(f"{target} left while it was sent data")
 
         try:
-            return self._watched(
+            sent = self._watched(
                 lambda: self.client.scatter(values, hash=False, workers=workers), check
             )
+            self._made(sent if isinstance(sent, list) else [sent])
+            return sent
         except (KeyError, OSError) as error:  # a timeout is an OSError too
             error.__traceback__ = None  # as in `wait`
             self.workers()  # says so if it is the client that is gone
@@ -253,7 +258,15 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
             )
         # Not client.scheduler_info(), which gives what another thread may have fetched.
         scheduler: Any = self.client.scheduler
-        told = self.client.sync(scheduler.identity, n_workers=-1)
+        try:
+            told = self.client.sync(
+                scheduler.identity, n_workers=-1, callback_timeout=_SCHEDULER_SECONDS
+            )
+        except TimeoutError as error:
+            raise SchedulerLost(
+                f"The scheduler has not answered for {_SCHEDULER_SECONDS:g} s. Make a new "
+                "Client, of a scheduler that does, and fit again."
+            ) from error
         known: dict[str, dict[str, Any]] = told["workers"]
         return known
 
@@ -326,9 +339,15 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
         def look(handles: Sequence[Handle] | None) -> None:
             nonlocal had_worker
             known = self._workers_now()
-            if known:
+            if any(map(_is_at_work, known.values())):
                 had_worker = time.monotonic()
             elif time.monotonic() - had_worker > self.patience:
+                if known:
+                    raise WorkersLost(
+                        f"All workers have been paused for {self.patience:g} s: their memory "
+                        "is nearly full. Give the workers more memory (memory_limit=), use "
+                        "more of them, or fit with shuffle='blocks' and smaller blocks."
+                    )
                 raise WorkersLost(
                     f"The cluster has had no worker for {self.patience:g} s, and tasks wait "
                     "for one. Start workers and fit again; if that takes longer, "
@@ -391,3 +410,8 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
             min((a for a in who_has.get(handle.key, ()) if a in among), default=None)
             for handle in handles
         ]
+
+
+def _is_at_work(worker: dict[str, Any]) -> bool:
+    """Whether a worker takes tasks or, paused by its memory, still runs some."""
+    return worker["status"] != "paused" or bool(worker["metrics"].get("executing"))

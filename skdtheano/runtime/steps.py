@@ -4,6 +4,7 @@ The same functions run in this process and, with peers to sum with, on dask work
 """
 
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -112,28 +113,30 @@ def run_epoch(
     vectors = [np.zeros(layout.n_parameters, dtype) for _ in range(2)]
     views = [layout.views(vector) for vector in vectors]
     total = 0.0
-    for number, (rows, size, batch) in enumerate(batches.gathered(blocks)):
+    numbers = count(1)  # enumerate would keep the batch, and so its window, for a step more
+    for rows, size, batch in batches.gathered(blocks):
+        number = next(numbers)
         vector, out = vectors[number % 2], views[number % 2]
         if batch is not None:
             loss = program.sums(
                 layout.views(state.theta), batch.rows, batch.targets, batch.weights, out
             )
             weight = float(batch.weights.sum(dtype=np.float64))
-            del batch  # a view may keep more rows than its own while others are read
+            del batch
         else:
             vector[...] = 0
             loss = weight = 0.0
         (loss, weight), gradient = collective.sum((loss, weight), vector)
         if weight == 0:
             raise ValueError(
-                f"The sample_weight of the {size} rows of minibatch {number + 1} of epoch "
+                f"The sample_weight of the {size} rows of minibatch {number} of epoch "
                 f"{settings.epoch} sums to 0, so its mean loss is undefined. Drop rows of "
                 "weight 0 before fit, or use a larger batch_size."
             )
         what = _what_is_not_finite(loss, gradient)
         if what is not None and not settings.may_diverge:
             held_it = _not_finite(program, layout, blocks, rows, state.theta)
-            raise NotFinite(what, settings.epoch, number + 1, held_it)
+            raise NotFinite(what, settings.epoch, number, held_it)
         coefs = state.theta[: layout.n_coefs]
         total += size * (loss / weight + 0.5 * settings.alpha * float(coefs @ coefs) / weight)
         step = state.step + 1

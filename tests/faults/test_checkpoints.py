@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from distributed import Client
 from numpy.testing import assert_array_equal
 
 from skdtheano import DistributedMLPClassifier, DistributedMLPRegressor
-from skdtheano.estimators import checkpoints
+from skdtheano.estimators import batch_order, checkpoints
 from skdtheano.runtime import checkpoint as files
 from skdtheano.runtime.checkpoint import Checkpoint, CheckpointFile
 from skdtheano.training import Progress
@@ -371,18 +372,18 @@ def test_a_write_that_fails_costs_a_warning_and_leaves_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "fit.npz"
-    write_part = CheckpointFile._write_part
+    write_synced = files._write_synced
     n_writes = 0
 
-    def full(self: CheckpointFile, content: bytes) -> None:
+    def full(path: str, content: bytes) -> None:
         nonlocal n_writes
         n_writes += 1
         if n_writes > 4:  # the first is the look whether one can write there
-            write_part(self, content[: len(content) // 2])
+            write_synced(path, content[: len(content) // 2])
             raise OSError(28, "No space left on device")
-        write_part(self, content)
+        write_synced(path, content)
 
-    monkeypatch.setattr(CheckpointFile, "_write_part", full)
+    monkeypatch.setattr(files, "_write_synced", full)
     with pytest.warns(UserWarning, match=r"after epoch 4: OSError\(28") as told:
         clf = classifier(checkpoint=path).fit(X, Y)
     assert told[0].filename == __file__
@@ -391,7 +392,45 @@ def test_a_write_that_fails_costs_a_warning_and_leaves_the_last_one(
     kept = CheckpointFile(path).read()
     assert kept is not None
     assert kept.facts["progress"]["n_iter"] == 3
+    assert list(tmp_path.iterdir()) == [path]
     assert_same(classifier(checkpoint=path).fit(X, Y), clf)
+
+
+def test_fits_that_write_to_one_path_do_not_tear_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "fit.npz"
+
+    def write(number: int) -> None:
+        of_one = Checkpoint({"number": number}, {"theta": np.full(2**15, number)})
+        for _ in range(30):
+            CheckpointFile(path).write(of_one)
+
+    threads = [Thread(target=write, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    seen = set()
+    while any(thread.is_alive() for thread in threads):
+        found = CheckpointFile(path).read()
+        if found is not None:
+            seen.add(found.facts["number"])
+            assert (found.arrays["theta"] == found.facts["number"]).all()
+    assert len(seen) > 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_order_by_blocks_that_was_not_asked_for_goes_on_with_the_same_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_order, "MAX_GLOBAL_ROWS", 50)
+    path = tmp_path / "fit.npz"
+
+    def fit(*lengths: int, **more: Any) -> DistributedMLPClassifier:
+        return classifier(**more).fit(in_blocks(X, lengths), in_blocks(Y, lengths))
+
+    with ends_after(4):
+        fit(40, 50, checkpoint=path)
+    with pytest.raises(ValueError, match="the rows were in 2 blocks of other lengths"):
+        fit(45, 45, checkpoint=path)
+    assert_same(fit(40, 50, checkpoint=path), fit(40, 50))
 
 
 def test_checkpoints_are_written_as_often_as_asked(

@@ -1,5 +1,10 @@
 """Fits that cannot go on: what is said, and what is kept."""
 
+import os
+import re
+import signal
+import socket
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +12,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster, SchedulerPlugin, Worker
 from numpy.testing import assert_allclose
 
 from skdtheano import DistributedMLPRegressor
@@ -85,6 +90,109 @@ def test_a_round_that_keeps_failing_leaves_what_the_epochs_before_learned(
     # It can be gone on with, as after Ctrl-C.
     reg.partial_fit(*in_blocks(X, Y))
     assert reg.t_ == 4 * len(X)
+
+
+@pytest.mark.exhaustive
+def test_a_round_that_loses_three_workers_names_them_and_ends_the_fit() -> None:
+    lost: list[str] = []
+
+    class Killer(SchedulerPlugin):
+        """Kills who is given the first task of a round, if it is of epoch 3."""
+
+        name = "killer"
+
+        def transition(self, key: Any, start: str, finish: str, *_: Any, **more: Any) -> None:
+            is_first = str(key).startswith("skdtheano-epoch-3-") and str(key).endswith("-0")
+            if finish == "processing" and is_first and len(lost) < 3:
+                address = cluster.scheduler.tasks[key].processing_on.address
+                [nanny] = [n for n in cluster.workers.values() if n.worker_address == address]
+                lost.append(address)
+                os.kill(nanny.pid, signal.SIGKILL)
+
+    with (
+        LocalCluster(
+            n_workers=4, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster),
+    ):
+        cluster.scheduler.add_plugin(Killer())
+        reg = regressor()
+        with pytest.raises(RuntimeError, match="Epoch 3 failed 3 times") as told:
+            reg.fit(*in_blocks(X, Y))
+    assert len(lost) == 3
+    for number, address in enumerate(lost):
+        assert re.search(rf"{number + 1}\. .*{address}", str(told.value))
+    assert reg.n_iter_ == 2
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("when", ["before the fit", "between epochs"])
+def test_workers_that_all_stay_paused_end_the_fit(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pause() -> None:
+        def set_fraction(dask_worker: Worker) -> None:
+            dask_worker.memory_manager.memory_pause_fraction = 1e-9
+
+        client.run(set_fraction)
+        while {w["status"] for w in client.scheduler_info()["workers"].values()} != {"paused"}:
+            time.sleep(0.05)
+
+    run_epoch = ClusterRuntime.run_epoch
+
+    def paused(self: ClusterRuntime, epoch: Any, settings: Any) -> float:
+        if settings.epoch == 3:
+            pause()
+        return run_epoch(self, epoch, settings)
+
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster) as client,
+        dask.config.set({"skdtheano.no-worker-timeout": "2 s"}),
+    ):
+        if when == "before the fit":
+            pause()
+        else:
+            monkeypatch.setattr(ClusterRuntime, "run_epoch", paused)
+        reg = regressor()
+        with pytest.raises(RuntimeError, match=r"been paused for .* s: .*memory_limit="):
+            reg.fit(*in_blocks(X, Y))
+    assert getattr(reg, "n_iter_", 0) == (0 if when == "before the fit" else 2)
+
+
+@pytest.mark.exhaustive
+def test_a_worker_that_is_restarted_at_its_address_between_epochs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No worker has joined or left then, and what it held is gone."""
+    run_epoch = ClusterRuntime.run_epoch
+
+    def restarted(self: ClusterRuntime, epoch: Any, settings: Any) -> float:
+        if settings.epoch == 3:
+            client.restart_workers(before, timeout=60)
+            client.wait_for_workers(1, timeout=60)
+        return run_epoch(self, epoch, settings)
+
+    monkeypatch.setattr(ClusterRuntime, "run_epoch", restarted)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            worker_port=port,
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        before = list(client.nthreads())
+        reg = regressor().fit(*in_blocks(X, Y))
+        assert list(client.nthreads()) == before
+    monkeypatch.undo()
+    assert_allclose(reg.loss_curve_, regressor().fit(X, Y).loss_curve_, rtol=1e-9)
 
 
 @pytest.mark.parametrize("setting", ["worker-deadline", "no-worker-timeout"])

@@ -1,6 +1,9 @@
 """Tables that are larger than the memory of the workers, from their disks."""
 
+import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 import dask
@@ -11,6 +14,7 @@ import scipy.sparse
 from dask.sizeof import sizeof
 from distributed import Client, LocalCluster, Worker
 from numpy.testing import assert_allclose
+from traps import TOPIC, Place, set_trap
 
 from skdtheano import DistributedMLPClassifier
 from skdtheano.runtime import order
@@ -32,8 +36,9 @@ LIMIT = 2048 * MIB
 BLOCK_ROWS, N_BLOCKS, N_FEATURES = 4096, 64, 16
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
+@contextmanager
+def small_cluster() -> Iterator[Client]:
+    """Two workers that keep little in memory."""
     with (
         dask.config.set({"distributed.worker.memory.target": KEPT / LIMIT}),
         LocalCluster(
@@ -47,6 +52,12 @@ def client() -> Iterator[Client]:
         yield one
 
 
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with small_cluster() as one:
+        yield one
+
+
 def table() -> tuple[Any, Any]:
     """Four times as large as what the workers keep in memory."""
     X = da.random.default_rng(0).normal(
@@ -55,44 +66,99 @@ def table() -> tuple[Any, Any]:
     return X, (X[:, 0] * X[:, 1] + X[:, 2] > 0).astype(np.int8)
 
 
-def kept_and_stored(dask_worker: Worker) -> tuple[int, int]:
-    """Bytes in memory, and the number of values on the disk."""
+def kept_and_stored(dask_worker: Worker) -> tuple[int, frozenset[str]]:
+    """Bytes in memory, and what is on the disk."""
     data: Any = dask_worker.data
-    return sum(map(sizeof, data.memory.values())), len(data.disk)
+    return sum(map(sizeof, data.memory.values())), frozenset(map(str, data.disk))
 
 
+PARAMETERS: dict[str, Any] = {
+    "hidden_layer_sizes": (8,),
+    "batch_size": 5000,
+    "max_iter": 3,
+    "shuffle": "blocks",
+    "early_stopping": True,
+    "random_state": 0,
+}
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of them as a table has that is larger than any test could be."""
+    monkeypatch.setattr(order, "WINDOW_BYTES", 4 * MIB)
+
+
+@pytest.mark.usefixtures("windows")
 def test_a_table_of_four_times_the_memory_is_trained_on_from_disk(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As many windows as a table has that is larger than any test could be.
-    monkeypatch.setattr(order, "WINDOW_BYTES", 4 * MIB)
     X, y = table()
     assert X.nbytes == 4 * 2 * KEPT
-    parameters: dict[str, Any] = {
-        "hidden_layer_sizes": (8,),
-        "batch_size": 5000,
-        "max_iter": 3,
-        "shuffle": "blocks",
-        "early_stopping": True,
-        "random_state": 0,
-    }
-    in_memory = DistributedMLPClassifier(**parameters).fit(X, y)
-    found: list[tuple[int, int]] = []
+    in_memory = DistributedMLPClassifier(**PARAMETERS).fit(X, y)
+    found: list[dict[str, tuple[int, frozenset[str]]]] = []
     run_epoch = ClusterRuntime.run_epoch
 
     def watched(self: ClusterRuntime, *arguments: Any) -> float:
         loss = run_epoch(self, *arguments)
-        found.extend(client.run(kept_and_stored).values())
+        found.append(client.run(kept_and_stored))
         return loss
 
     monkeypatch.setattr(ClusterRuntime, "run_epoch", watched)
-    stored = DistributedMLPClassifier(client=client, **parameters).fit(X, y)
+    stored = DistributedMLPClassifier(client=client, **PARAMETERS).fit(X, y)
     assert_allclose(stored.loss_curve_, in_memory.loss_curve_, rtol=1e-9)
     assert stored.validation_scores_ == in_memory.validation_scores_
-    assert len(found) == 3 * 2
-    for n_bytes, n_stored in found:
-        assert n_bytes <= KEPT
-        assert n_stored > N_BLOCKS / 4
+    assert len(found) == 3
+    for told in found:
+        for address, (n_bytes, on_disk) in told.items():
+            assert n_bytes <= KEPT
+            assert len(on_disk) > N_BLOCKS / 4
+            # Reading moves nothing to memory, and so writes nothing in its place.
+            blocks = {key for key in on_disk if key.startswith("make_block")}
+            assert len(blocks) > N_BLOCKS / 4
+            assert blocks <= found[0][address][1]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize("fault", ["SIGKILL", "retire"])
+def test_a_worker_that_is_lost_with_its_disk_changes_nothing(fault: str) -> None:
+    X, y = table()
+    in_memory = DistributedMLPClassifier(**PARAMETERS).fit(X, y)
+    told: list[Any] = []
+    with small_cluster() as client:
+        victim = min(client.nthreads())
+
+        def heard(event: Any) -> None:
+            told.append(event)
+            if fault == "retire":  # not in the client's event loop, which it needs
+                Thread(target=client.retire_workers, args=([victim],)).start()
+
+        client.subscribe_topic(TOPIC, heard)
+        client.run(set_trap, Place("run_epoch", 2, 20), fault, workers=[victim])
+        ours = DistributedMLPClassifier(client=client, **PARAMETERS).fit(X, y)
+    assert told, "nothing went wrong"
+    assert_allclose(ours.loss_curve_, in_memory.loss_curve_, rtol=1e-9)
+    assert ours.validation_scores_ == in_memory.validation_scores_
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_window_is_let_go_of_before_the_next_one_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    in_order = RowBlocks.in_order
+
+    def watched(self: RowBlocks, rows: np.ndarray) -> Block:
+        alive.append(sum(window() is not None for window in read))
+        window = in_order(self, rows)
+        read.append(weakref.ref(window.rows))
+        return window
+
+    monkeypatch.setattr(RowBlocks, "in_order", watched)
+    X, y = table()
+    DistributedMLPClassifier(**{**PARAMETERS, "max_iter": 1}).fit(X, y)
+    assert alive == [0] * 4
 
 
 @pytest.mark.parametrize(
