@@ -315,6 +315,15 @@ class KeyedBatches:
         for rows, size, _ in self._cut(lambda rows: None):
             yield rows, size
 
+    def most_rows(self) -> int:
+        """How many rows this rank holds of the window of which it holds most."""
+        held = [
+            length * (owner == self.rank)
+            for length, owner in zip(self.order.lengths, self.places.owners, strict=True)
+        ]
+        windows = self.order.windows(self.epoch)
+        return max(sum(held[block] for block in window) for _, window in windows)
+
     def gathered(self, blocks: RowBlocks) -> Iterator[tuple[np.ndarray, int, Batch | None]]:
         for rows, size, parts in self._cut(blocks.in_order):
             whole = blocks.batch(joined(parts)) if parts else None

@@ -13,7 +13,7 @@ from skdtheano.runtime.blocks import Block, RowBlocks
 from skdtheano.runtime.collective import Peers
 from skdtheano.runtime.mailbox import ExchangePlugin, RoundAborted
 from skdtheano.runtime.model import Model
-from skdtheano.runtime.order import Batches
+from skdtheano.runtime.order import Batches, KeyedBatches
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
@@ -22,8 +22,8 @@ from skdtheano.runtime.steps import LossSums, StepSettings, loss_sums, run_epoch
 #: A state of more bytes stays on the workers, which all have it.
 _REPORTED_BYTES = 2**20
 
-#: Within which a block comes from the disk, or the round is given up.
-_READ_SECONDS = 60.0
+#: Seconds within which blocks come from the disk, or go there, or the round is given up.
+_DISK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,41 @@ class _StoredBlocks(Sequence[Block]):
         return len(self.keys)
 
     def __getitem__(self, i: Any) -> Any:
-        # In the event loop, as dask itself reads what it has spilled.
-        read = asyncio.run_coroutine_threadsafe(
-            self._read(self.keys[i]),
-            self.worker.loop.asyncio_loop,  # type: ignore[attr-defined]
-        )
+        return self._in_event_loop(self._read(self.keys[i]))
+
+    def make_room(self, n_rows: int) -> None:
+        """Let dask put as much on the disk as so many rows take, before they are read.
+
+        By itself it does so once the memory is nearly full, and its nanny may be faster.
+        """
+        if len(self) and (first := self[0]) and len(first):
+            self._in_event_loop(self._spill(n_rows * sizeof(first) // len(first)))
+
+    def _in_event_loop(self, coroutine: Any) -> Any:
+        # As dask itself reads and writes what it has on the disk.
+        loop: Any = self.worker.loop
+        call = asyncio.run_coroutine_threadsafe(coroutine, loop.asyncio_loop)
         try:
-            return read.result(_READ_SECONDS)
+            return call.result(_DISK_SECONDS)
         except TimeoutError:
-            read.cancel()
+            call.cancel()
             raise RoundAborted(
-                f"worker {self.worker.address} did not read a block in {_READ_SECONDS:g} s"
+                f"the disk of worker {self.worker.address} took more than {_DISK_SECONDS:g} s"
             ) from None
+
+    async def _spill(self, n_bytes: int) -> None:
+        data: Any = self.worker.data
+        memory: Any = self.worker.memory_manager
+        limit, fraction = memory.memory_limit, memory.memory_spill_fraction
+        if not (limit and fraction and hasattr(data, "evict")):
+            return  # it has no disk
+        over = self.worker.monitor.get_process_memory() + n_bytes - fraction * limit
+        while over > 0 and data.memory:
+            freed = data.evict()
+            if freed < 0:
+                return  # dask has logged why
+            over -= freed
+            await asyncio.sleep(0)  # heartbeats go on
 
     async def _read(self, key: str) -> Any:
         data: Any = self.worker.data
@@ -140,6 +163,8 @@ def train_round(
         Program(model.spec) as program,
     ):
         rows = _rows(model, blocks)
+        if isinstance(rows.blocks, _StoredBlocks) and isinstance(batches, KeyedBatches):
+            rows.blocks.make_room(batches.most_rows())
         loss = run_epoch(program, model.layout, rows, batches, state, settings, peers)
     return RoundResult(state, loss, before.state.theta if keep else before.best)
 

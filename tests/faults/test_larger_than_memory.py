@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from dask.sizeof import sizeof
-from distributed import Client, LocalCluster, Worker
+from distributed import Client, LocalCluster, Worker, get_worker
 from numpy.testing import assert_allclose
 from traps import TOPIC, Place, set_trap
 
@@ -20,6 +20,7 @@ from skdtheano import DistributedMLPClassifier
 from skdtheano.runtime import order
 from skdtheano.runtime.blocks import Block, RowBlocks
 from skdtheano.runtime.rounds import ClusterRuntime
+from skdtheano.runtime.tasks import _StoredBlocks
 
 pytestmark = [
     pytest.mark.cluster,
@@ -139,6 +140,43 @@ def test_a_worker_that_is_lost_with_its_disk_changes_nothing(fault: str) -> None
     assert told, "nothing went wrong"
     assert_allclose(ours.loss_curve_, in_memory.loss_curve_, rtol=1e-9)
     assert ours.validation_scores_ == in_memory.validation_scores_
+
+
+def block_of_a_mebibyte(number: int) -> Block:
+    return Block(np.full((2**14, 8), float(number)), np.zeros(2**14, np.int32), None)
+
+
+def stored_after_making_room(keys: list[str]) -> int:
+    """Room for 12 MiB where there are 4: how many blocks are on the disk then."""
+    worker: Any = get_worker()
+    data, manager = worker.data, worker.memory_manager
+    room = worker.monitor.get_process_memory() + 4 * MIB
+    manager.memory_spill_fraction = room / manager.memory_limit
+    _StoredBlocks(keys, worker).make_room(12 * 2**14)
+    return len([key for key in keys if key in data.disk])
+
+
+def test_room_is_made_before_a_window_is_read() -> None:
+    with (
+        dask.config.set(
+            {
+                # dask would make it too, when it looks at the memory, and too late.
+                "distributed.worker.memory.monitor-interval": "1 hour",
+                "distributed.worker.memory.target": 0.6,
+            }
+        ),
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            memory_limit=LIMIT,
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        blocks = client.map(block_of_a_mebibyte, range(16), key="block")
+        client.gather(blocks)
+        task = client.submit(stored_after_making_room, [block.key for block in blocks])
+        assert 8 <= task.result(60) <= 9
 
 
 @pytest.mark.usefixtures("windows")
