@@ -30,11 +30,11 @@ from sklearn.neural_network import MLPClassifier
 from skdtheano import DistributedMLPClassifier
 from skdtheano.engine import compilations
 from skdtheano.estimators.numeric_targets import NumberEncoder
+from skdtheano.runtime.cluster import ClusterSite
 from skdtheano.runtime.failures import ValueLost
 from skdtheano.runtime.placing import make_block
 from skdtheano.runtime.rounds import ClusterRuntime
 from skdtheano.runtime.shares import rows_in_words
-from skdtheano.runtime.sites import ClusterSite
 from skdtheano.runtime.workers import first_owners
 
 pytestmark = [

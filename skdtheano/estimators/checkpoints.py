@@ -76,7 +76,7 @@ def _interval(every: Any) -> tuple[float, float]:
         return float(every), np.inf
     try:
         seconds = float(parse_timedelta(every, default="s"))
-    except (KeyError, TypeError, ValueError):
+    except (IndexError, KeyError, TypeError, ValueError):
         seconds = -1.0
     if not 0 <= seconds < np.inf:
         raise ValueError(
@@ -171,12 +171,23 @@ class FitCheckpoint:
         if facts["data"]["lengths"] != self._facts["data"]["lengths"]:
             return  # cut otherwise, which changes the rounding of sums alone
         other = [b for b, (a, c) in enumerate(zip(then, now, strict=True)) if a != c]
-        if other:
-            warn_user(
-                f"The rows of {len(other)} of {len(now)} blocks (the first of them is block "
-                f"{other[0]}) are not those that checkpoint={self._file.url!r} was trained "
-                "on. Training goes on, and will not end as an uninterrupted fit would."
+        if not other:
+            return
+        told = f"{len(other)} of {len(now)} blocks (the first of them is block {other[0]})"
+        if self._is_finished(self._before):
+            raise self._refused(
+                f"it is of a finished fit of other rows, which differ in {told}. In a search "
+                "or a cross-validation all fits share one path: use checkpoint=None there"
             )
+        warn_user(
+            f"The rows of {told} are not those that checkpoint={self._file.url!r} was trained "
+            "on. Training goes on, and will not end as an uninterrupted fit would."
+        )
+
+    def _is_finished(self, progress: Progress | None) -> bool:
+        if progress is None:
+            return False
+        return progress.stopped or progress.n_iter == self._estimator.max_iter
 
     def resume(
         self, state: TrainState, progress: Progress, order: Order
@@ -210,7 +221,7 @@ class FitCheckpoint:
                 "draws otherwise. An int for random_state is safe from the former"
             )
         vars(progress).update(vars(before))
-        ended = progress.stopped or progress.n_iter == self._estimator.max_iter
+        ended = self._is_finished(progress)
         told = "is finished, and is not trained again" if ended else "goes on"
         text = (
             f"The fit of checkpoint={self._file.url!r} {told} after {progress.n_iter} epochs."
@@ -227,8 +238,11 @@ class FitCheckpoint:
 
         def save(progress: Progress) -> None:
             elapsed = time.monotonic() - self._written_at
-            ends = progress.stopped or progress.n_iter == self._estimator.max_iter
-            if ends or elapsed >= self._seconds or progress.n_iter % self._epochs == 0:
+            if (
+                self._is_finished(progress)
+                or elapsed >= self._seconds
+                or progress.n_iter % self._epochs == 0
+            ):
                 self._write(progress, runtime)
 
         return save

@@ -29,6 +29,7 @@ from skdtheano.estimators.reading import Targets, is_distributed
 from skdtheano.estimators.training_data import TrainingData, data_at_site, data_in_memory
 from skdtheano.graphs.network import Network
 from skdtheano.runtime.clients import outside_the_slots, resolve_client
+from skdtheano.runtime.cluster import ClusterSite
 from skdtheano.runtime.failures import EndedEarly
 from skdtheano.runtime.local import LocalRuntime
 from skdtheano.runtime.model import Model
@@ -38,7 +39,7 @@ from skdtheano.runtime.program import ProgramSpec
 from skdtheano.runtime.rounds import ClusterRuntime
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.shares import Shares
-from skdtheano.runtime.sites import ClusterSite, LocalSite, Site
+from skdtheano.runtime.sites import LocalSite, Site
 from skdtheano.training import (
     FullBatch,
     Progress,

@@ -17,11 +17,11 @@ from skdtheano import engine
 from skdtheano.estimators.reading import Targets, check_columns, read_aligned
 from skdtheano.graphs.network import Network
 from skdtheano.runtime.clients import outside_the_slots, resolve_client
+from skdtheano.runtime.cluster import ClusterSite
 from skdtheano.runtime.inspection import inspect_rows, to_numbers
 from skdtheano.runtime.placing import Encode
 from skdtheano.runtime.program import Program, ProgramSpec
 from skdtheano.runtime.scores import ScoreSums
-from skdtheano.runtime.sites import ClusterSite
 from skdtheano.runtime.tables import bad_value_message, length_message
 
 #: Attributes of a fitted estimator that prediction does not read.

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 
 from distributed import Client, get_client, rejoin, secede
@@ -50,12 +51,14 @@ def _ask_for_worker(client: Client) -> None:
     task = client.submit(bool, pure=False)
     try:
         task.result(patience)
-    except TimeoutError:
+    except (TimeoutError, CancelledError):  # cancelled by a restart of the cluster
         raise ValueError(
             f"client={client!r} has no workers, and none came within {patience:g} s. Start "
             "some (cluster.scale(2)), or wait longer for those of an adaptive cluster: "
             "dask.config.set({'skdtheano.no-worker-timeout': '1 hour'})."
         ) from None
+    finally:
+        task.release()  # the frames of the error hold it
 
 
 def _in_task() -> bool:

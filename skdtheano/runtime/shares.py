@@ -7,9 +7,10 @@ from itertools import accumulate
 from dask.utils import format_bytes
 from distributed.scheduler import KilledWorker
 
+from skdtheano.runtime.cluster import ClusterSite
 from skdtheano.runtime.failures import WorkersLost
 from skdtheano.runtime.order import RowMap
-from skdtheano.runtime.sites import Check, ClusterSite, Handle
+from skdtheano.runtime.sites import Check, Handle
 from skdtheano.runtime.tasks import Stored, itself
 from skdtheano.runtime.workers import assign_blocks, first_owners
 
@@ -122,9 +123,10 @@ class Shares:
         error = self._blocks[lost[0]].exception()
         if error is not None and not isinstance(error, KilledWorker | CancelledError):
             raise error  # what its own loading says
+        why = "" if error is None else f": {error}"
         raise WorkersLost(
             f"{rows_in_words(lost, self._lengths)} of the training data (blocks "
-            f"{[self._numbers[i] for i in lost]}) cannot be had any more: {error}. Rows that "
+            f"{[self._numbers[i] for i in lost]}) cannot be had any more{why}. Rows that "
             "were scattered, or that came from memory, are lost with their worker; load them "
             "with dask.array or dask.dataframe, which can load them again."
         ) from error

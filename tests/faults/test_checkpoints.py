@@ -254,6 +254,18 @@ def test_a_checkpoint_of_another_fit_is_refused(what: str, tmp_path: Path) -> No
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    "given", [{"X": X + 1e-9}, {"y": 1 - Y}, {"sample_weight": np.linspace(1, 2, 90)}]
+)
+def test_a_finished_fit_of_other_rows_is_no_fit_of_these(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "fit.npz"
+    classifier(checkpoint=path).fit(X, Y)
+    with pytest.raises(ValueError, match=r"finished fit of other rows.*checkpoint=None"):
+        classifier(checkpoint=path).fit(**{"X": X, "y": Y, **given})
+
+
 def test_a_checkpoint_of_another_estimator_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "fit.npz"
     classifier(checkpoint=path).fit(X, Y)

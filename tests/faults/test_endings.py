@@ -13,6 +13,7 @@ from threading import Event, Thread
 from types import FrameType
 from typing import Any
 
+import dask
 import dask.array as da
 import pytest
 from cases import Case, data
@@ -270,6 +271,7 @@ def test_a_client_that_is_closed(place: str, cluster: LocalCluster, watch: Watch
         with pytest.raises(ConnectionError, match="Make a new Client and fit again"):
             ours.fit(*in_blocks())
         watch.assert_nothing_left()
+    assert dask.config.get("scheduler", None) is None  # "dask.distributed" with a client
     assert_fits(ours, cluster, place)
 
 

@@ -206,7 +206,7 @@ def test_a_time_that_is_none_is_refused(client: Client, setting: str, given: Any
 
 
 def test_times_are_texts_or_seconds(client: Client) -> None:
-    from skdtheano.runtime.sites import ClusterSite
+    from skdtheano.runtime.cluster import ClusterSite
 
     with dask.config.set({"skdtheano.worker-deadline": "2 minutes"}):
         assert ClusterSite(client).deadline == 120
