@@ -45,7 +45,7 @@ test-newest: .venv-newest/ready
 test-exhaustive: .venv/ready
 	.venv/bin/python $(PYTEST) tests/test_parity.py -m exhaustive
 
-# Every fault at every place of a fit, on clusters of 1 to 3 workers: about 25 minutes.
+# Every fault at every place of a fit, on clusters of 1 to 3 workers: about 30 minutes.
 test-faults: .venv/ready
 	.venv/bin/python -m pytest tests/faults -m ''
 
