@@ -24,6 +24,7 @@ __all__ = [
     "Variable",
     "arange",
     "as_variable",
+    "cache_directory",
     "cast",
     "check_mode",
     "compilations",
@@ -46,6 +47,7 @@ __all__ = [
     "merge_equal_nodes",
     "minimum",
     "place_in_source",
+    "rewritten",
     "scalar",
     "shapes_of",
     "shared",
@@ -193,8 +195,10 @@ _compiler = threading.Lock()
 _compiled: list[str] = []
 
 
-def check_mode(mode: str | None) -> str:
+def check_mode(mode: str | None, ours: str = DEFAULT_MODE) -> str:
     """Return the name of an engine's compile mode, ``DEFAULT_MODE`` for ``None``.
+
+    `ours` is what messages call the default.
 
     Raises
     ------
@@ -206,7 +210,7 @@ def check_mode(mode: str | None) -> str:
     if mode not in _modes:
         raise ValueError(
             f"mode={mode!r} is not a compile mode of {ENGINE}. Use None (which is "
-            f"{DEFAULT_MODE!r} now) or one of {sorted(_modes)}."
+            f"{ours!r} now) or one of {sorted(_modes)}."
         )
     return mode
 
@@ -256,6 +260,25 @@ def compile_function(
     return compiled
 
 
+def rewritten(
+    inputs: Sequence[Variable], outputs: Sequence[Variable], name: str
+) -> tuple[list[Variable], list[Any], list[Variable]]:
+    """A copy of a graph as the mode ``FAST_COMPILE`` would run it: inputs, nodes, outputs.
+
+    It counts as a compilation: the rewrites are what takes the time of one.
+    """
+    with _compiler:
+        graph = graph_of(list(inputs), list(outputs), clone=True)
+        _rewrite(graph)
+        _compiled.append(name)
+        return list(graph.inputs), list(graph.toposort()), list(graph.outputs)
+
+
+def _rewrite(graph: Any) -> None:
+    rewrites = _mode("FAST_COMPILE").optimizer
+    (rewrites.rewrite if ENGINE == "pytensor" else rewrites.optimize)(graph)
+
+
 def _mode(name: str) -> Any:
     """The engine's mode of that name, less what makes it slow.
 
@@ -268,6 +291,11 @@ def _mode(name: str) -> Any:
     if name != "FAST_COMPILE":
         return name
     return _modes[name].excluding("local_mul_canonizer")
+
+
+def cache_directory() -> str:
+    """Where the engine keeps what it compiles, for this user, machine and Python."""
+    return str(_engine.config.compiledir)
 
 
 def compilations() -> list[str]:

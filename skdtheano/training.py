@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import scipy.optimize
@@ -19,6 +19,12 @@ from skdtheano.runtime.steps import LossSums, StepSettings
 
 class Runtime(Protocol):
     """Where rows and state are; in this process or on a cluster."""
+
+    def __enter__(self) -> Self:
+        """Begin to hold what a fit needs."""
+
+    def __exit__(self, *error: Any) -> None:
+        """Give it back."""
 
     def run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
         """Take the steps of an epoch; return the sum of loss times rows."""

@@ -17,6 +17,10 @@ MAY_IMPORT = {
     "skdtheano.symbolic": ("skdtheano.engine",),
     "skdtheano.scans": ("skdtheano.engine", "skdtheano.symbolic"),
     "skdtheano.draws": ("skdtheano.engine",),
+    # Graphs as NumPy calls, or as loops: no model is known here, and no data.
+    "skdtheano.numpy_steps": (),
+    "skdtheano.loops": ("skdtheano.engine", "skdtheano.numpy_steps"),
+    "skdtheano.routine": ("skdtheano.engine", "skdtheano.loops", "skdtheano.numpy_steps"),
     "skdtheano.graphs": (
         "skdtheano.draws",
         "skdtheano.engine",
@@ -27,8 +31,11 @@ MAY_IMPORT = {
     "skdtheano.runtime.program": (
         "skdtheano.engine",
         "skdtheano.graphs",
+        "skdtheano.routine",
         "skdtheano.runtime.blocks",
+        "skdtheano.runtime.update",
     ),
+    "skdtheano.runtime.update": ("skdtheano.loops", "skdtheano.routine"),
     "skdtheano.runtime.pieces": ("skdtheano.engine", "skdtheano.symbolic"),
     # An optimizer's numbers travel with the steps; its graph stays in `program`.
     "skdtheano.runtime.steps": ("skdtheano.graphs.optimizers", "skdtheano.runtime"),

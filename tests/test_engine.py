@@ -13,7 +13,7 @@ from skdtheano.graphs.losses import LOSSES, block_graph, sums_graph
 from skdtheano.graphs.network import ACTIVATIONS, Network, network_graph
 from skdtheano.graphs.optimizers import update_graph
 from skdtheano.runtime.parameters import Layout
-from skdtheano.runtime.program import Program, ProgramSpec
+from skdtheano.runtime.program import NUMPY, Program, ProgramSpec
 
 pytestmark = pytest.mark.parity
 
@@ -83,7 +83,7 @@ def test_gradients_are_those_of_finite_differences(case: tuple[str, Network]) ->
 
         rows = scipy.sparse.csr_array(rows)
     gradient = np.zeros_like(theta)
-    with Program(ProgramSpec(network, loss, None, engine.DEFAULT_MODE)) as program:
+    with Program(ProgramSpec(network, loss, None, NUMPY)) as program:
 
         def value(at: np.ndarray, out: np.ndarray) -> float:
             return program.sums(layout.views(at), rows, targets, weights, layout.views(out))
@@ -101,7 +101,7 @@ def test_relu_has_the_derivative_zero_at_zero() -> None:
     network = Network(2, "relu", "identity", "float64", "float64")
     layout = Layout((1, 1, 1))
     gradient = np.zeros(layout.n_parameters)
-    with Program(ProgramSpec(network, "squared_error", None, engine.DEFAULT_MODE)) as program:
+    with Program(ProgramSpec(network, "squared_error", None, NUMPY)) as program:
         program.sums(
             layout.views(np.array([1.0, 1.0, 0.0, 0.0])),
             np.zeros((1, 1)),
@@ -114,7 +114,7 @@ def test_relu_has_the_derivative_zero_at_zero() -> None:
 
 def test_threads_that_share_a_program_spec_do_not_share_a_function() -> None:
     network = Network(2, "tanh", "identity", "float64", "float64")
-    spec = ProgramSpec(network, "squared_error", None, engine.DEFAULT_MODE)
+    spec = ProgramSpec(network, "squared_error", None, NUMPY)
     layout = Layout((5, 8, 1))
     rng = np.random.RandomState(0)
     theta = rng.standard_normal(layout.n_parameters)
@@ -133,14 +133,15 @@ def test_threads_that_share_a_program_spec_do_not_share_a_function() -> None:
 
 def test_graphs_do_not_know_sizes_or_hyperparameters() -> None:
     network = Network(2, "identity", "identity", "float64", "float64")
-    spec = ProgramSpec(network, "squared_error", "momentum", engine.DEFAULT_MODE)
+    spec = ProgramSpec(network, "squared_error", "momentum", NUMPY)
     counts = []
     for size in (2, 3, 9):
         layout = Layout((size, size, 1))
         theta = np.ones(layout.n_parameters)
         with Program(spec) as program:
             program.outputs(layout.views(theta), np.ones((4, size)))
-            program.update(theta, theta, theta, 4.0, [theta], (0.1 * size, 0.5))
+            vectors = [theta, np.ones_like(theta), np.zeros_like(theta)]
+            program.update(vectors, layout.n_coefs, 0.1, (4.0, 0.1 * size, 0.5))
         counts.append(len(engine.compilations()))
     assert counts[0] == counts[1] == counts[2]
 

@@ -15,7 +15,6 @@ from sklearn.base import BaseEstimator, _fit_context, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 
-from skdtheano import engine
 from skdtheano.estimators.batch_order import batch_order
 from skdtheano.estimators.checkpoints import FitCheckpoint, check_checkpoint
 from skdtheano.estimators.fitted_state import (
@@ -35,7 +34,7 @@ from skdtheano.runtime.local import LocalRuntime
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import HeldOut
 from skdtheano.runtime.parameters import Layout, TrainState
-from skdtheano.runtime.program import ProgramSpec
+from skdtheano.runtime.program import ProgramSpec, check_mode
 from skdtheano.runtime.rounds import ClusterRuntime
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.shares import Shares
@@ -203,7 +202,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
         sizes = self._hidden_sizes()
         if any(size <= 0 for size in sizes):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
-        engine.check_mode(self.mode)
+        check_mode(self.mode)
         check_checkpoint(self, going_on)
         if self.early_stopping and going_on:
             raise ValueError("partial_fit does not support early_stopping=True")
@@ -260,7 +259,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
             sparse=data.sparse,
         )
         rule = None if optimizer is None else optimizer.rule.rule
-        model = Model(ProgramSpec(network, loss, rule, engine.check_mode(self.mode)), layout)
+        model = Model(ProgramSpec(network, loss, rule, check_mode(self.mode)), layout)
         progress = progress_of(self)
         if optimizer is None:
             return model, TrainState(theta), progress, None
@@ -284,8 +283,36 @@ class DistributedPerceptron(BaseEstimator, ABC):
         initial, n_before, best = state.theta, progress.n_iter, None
         if checkpoint is not None:
             state, best = checkpoint.resume(state, progress, order)
-        runtime = _runtime(data, model, state, best, held_out, order.in_windows)
-        schedule = Schedule(
+        schedule = self._schedule(optimizer, going_on)
+        with _runtime(data, model, state, best, held_out, order.in_windows) as runtime:
+
+            def take_over(or_initial: bool) -> None:
+                final = runtime.state()
+                theta = initial if self.early_stopping and or_initial else final.theta
+                if self.early_stopping and (best := runtime.best()) is not None:
+                    theta = best
+                self.coefs_, self.intercepts_ = model.layout.unpack(theta)
+                keep(self, progress, optimizer, final)
+
+            try:
+                save = None if checkpoint is None else checkpoint.saver(runtime)
+                fit_stochastic(runtime, order, schedule, progress, self._score_of, save)
+            except EndedEarly as failure:
+                if progress.n_iter > n_before:
+                    epochs = f"{progress.n_iter} epochs"
+                    try:
+                        take_over(or_initial=False)
+                        failure.model_kept = True
+                        said = f"The model has what it learned in {epochs} before."
+                    except Exception as error:
+                        said = f"What it learned in {epochs} is lost: {error}"
+                    failure.add_note(said)
+                raise
+            # Without any finite score scikit-learn goes back to where a first fit began.
+            take_over(or_initial=anew)
+
+    def _schedule(self, optimizer: OptimizerState, going_on: bool) -> Schedule:
+        return Schedule(
             optimizer=optimizer.rule,
             learning_rate_init=optimizer.learning_rate_init,
             learning_rate=optimizer.schedule,
@@ -299,34 +326,12 @@ class DistributedPerceptron(BaseEstimator, ABC):
             verbose=bool(self.verbose),
         )
 
-        def take_over(or_initial: bool) -> None:
-            final = runtime.state()
-            theta = initial if self.early_stopping and or_initial else final.theta
-            if self.early_stopping and (best := runtime.best()) is not None:
-                theta = best
-            self.coefs_, self.intercepts_ = model.layout.unpack(theta)
-            keep(self, progress, optimizer, final)
-
-        try:
-            save = None if checkpoint is None else checkpoint.saver(runtime)
-            fit_stochastic(runtime, order, schedule, progress, self._score_of, save)
-        except EndedEarly as failure:
-            if progress.n_iter > n_before:
-                try:
-                    take_over(or_initial=False)
-                    failure.model_kept = True
-                    said = f"The model has what it learned in {progress.n_iter} epochs before."
-                except Exception as error:
-                    said = f"What it learned in {progress.n_iter} epochs is lost: {error}"
-                failure.add_note(said)
-            raise
-        # Without any finite score scikit-learn goes back to where a first fit began.
-        take_over(or_initial=anew)
-
     def _train_full_batch(self, data: TrainingData, model: Model, state: TrainState) -> None:
-        runtime = _runtime(data, model, state, None, None)
         limits = FullBatch(self.alpha, self.max_iter, self.max_fun, self.tol)
-        theta, self.loss_, self.n_iter_ = fit_lbfgs(runtime, state.theta, model.layout, limits)
+        with _runtime(data, model, state, None, None) as runtime:
+            theta, self.loss_, self.n_iter_ = fit_lbfgs(
+                runtime, state.theta, model.layout, limits
+            )
         self.coefs_, self.intercepts_ = model.layout.unpack(theta)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,14 +13,13 @@ from dask.delayed import delayed
 from sklearn.utils import check_array
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
-from skdtheano import engine
 from skdtheano.estimators.reading import Targets, check_columns, read_aligned
 from skdtheano.graphs.network import Network
 from skdtheano.runtime.clients import outside_the_slots, resolve_client
 from skdtheano.runtime.cluster import ClusterSite
 from skdtheano.runtime.inspection import inspect_rows, to_numbers
 from skdtheano.runtime.placing import Encode
-from skdtheano.runtime.program import Program, ProgramSpec
+from skdtheano.runtime.program import Program, ProgramSpec, check_mode
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.tables import bad_value_message, length_message
 
@@ -52,7 +51,7 @@ def network_outputs(estimator: Any, X: Any) -> np.ndarray:
         np.ascontiguousarray(array, dtype)
         for array in [*estimator.coefs_, *estimator.intercepts_]
     ]
-    spec = ProgramSpec(network, loss="", rule=None, mode=engine.check_mode(estimator.mode))
+    spec = ProgramSpec(network, loss="", rule=None, mode=check_mode(estimator.mode))
     with Program(spec) as program:
         return program.outputs(parameters, rows)
 

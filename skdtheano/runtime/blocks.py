@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,20 @@ class RowBlocks:
             return self.batch(self.blocks[0][rows])
         return self.batch(joined([part for _, part in self._parts(rows)]))
 
+    def by_blocks(self, rows: np.ndarray) -> Iterator[tuple[Block, np.ndarray]]:
+        """Blocks that hold some of the rows, with the numbers of these within them.
+
+        Of one block they keep their order; of several they ascend.
+        """
+        if len(self.blocks) == 1:
+            yield self.blocks[0], rows
+            return
+        rows = np.sort(rows)
+        cuts = np.searchsorted(rows, self.starts).tolist()
+        for i, (start, stop) in enumerate(pairwise(cuts)):
+            if start < stop:
+                yield self.blocks[i], rows[start:stop] - self.starts[i]
+
     def in_order(self, rows: np.ndarray) -> Block:
         """A copy of rows by number, in the order given."""
         whole: Block | None = None
@@ -172,6 +187,103 @@ class RowBlocks:
             one_hot[np.arange(len(targets)), targets] = 1
             return one_hot
         return targets.astype(self.dtype, copy=False)
+
+
+class BatchRoom:
+    """Arrays that one minibatch after another is gathered into.
+
+    Parameters
+    ----------
+    blocks : RowBlocks
+    """
+
+    def __init__(self, blocks: RowBlocks) -> None:
+        self.blocks = blocks
+        self._whole: Batch | None = None
+        self._batches: dict[int, Batch] = {}
+
+    def gather(self, rows: np.ndarray) -> tuple[Batch, float]:
+        """Rows by number, and the sum of their weights, until the next call.
+
+        Their order is that of `RowBlocks.by_blocks`.
+        """
+        if len(rows) == 0:
+            raise ValueError("There are no rows to gather.")
+        batch, start, sparse, is_weighted = None, 0, [], False
+        for block, numbers in self.blocks.by_blocks(rows):
+            batch = batch or self._batch(block, len(rows))
+            stop = start + len(numbers)
+            if not isinstance(block.rows, np.ndarray):
+                sparse.append(block.rows[numbers])
+            elif block.rows.flags.c_contiguous:
+                # "clip" writes straight into `out`; the numbers are those of rows.
+                np.take(block.rows, numbers, axis=0, out=batch.rows[start:stop], mode="clip")
+            else:  # of which `take` would copy the whole table first
+                batch.rows[start:stop] = block.rows[numbers]
+            self._put(batch, start, stop, block.targets[numbers])
+            if block.weights is not None:
+                is_weighted = True
+                batch.weights[start:stop] = block.weights[numbers]
+            start = stop
+        assert batch is not None
+        return self._filled(batch, sparse, is_weighted)
+
+    def copy(self, parts: Sequence[Block]) -> tuple[Batch, float]:
+        """Rows that are gathered already, one part after another."""
+        n = sum(map(len, parts))
+        batch, start, sparse, is_weighted = self._batch(parts[0], n), 0, [], False
+        for part in parts:
+            stop = start + len(part)
+            if isinstance(part.rows, np.ndarray):
+                batch.rows[start:stop] = part.rows
+            else:
+                sparse.append(part.rows)
+            self._put(batch, start, stop, part.targets)
+            if part.weights is not None:
+                is_weighted = True
+                batch.weights[start:stop] = part.weights
+            start = stop
+        return self._filled(batch, sparse, is_weighted)
+
+    def _put(self, batch: Batch, start: int, stop: int, targets: np.ndarray) -> None:
+        if targets.ndim == 1:
+            one_hot = batch.targets[start:stop]
+            one_hot.fill(0)
+            one_hot.reshape(-1)[self._first[: stop - start] + targets] = 1
+        else:
+            batch.targets[start:stop] = targets
+
+    @staticmethod
+    def _filled(batch: Batch, sparse: list[Rows], is_weighted: bool) -> tuple[Batch, float]:
+        n = len(batch.weights)
+        total = float(batch.weights.sum(dtype=np.float64)) if is_weighted else float(n)
+        if sparse:
+            batch = Batch(_stack(sparse), batch.targets, batch.weights)
+        return batch, total
+
+    def _batch(self, like: Block, n: int) -> Batch:
+        """Room for n rows, the same arrays each time."""
+        if self._whole is None or n > len(self._whole.weights):
+            self._whole = self._larger(like, n)
+            self._batches = {}
+        batch = self._batches.get(n)
+        if batch is None:
+            whole = self._whole
+            batch = Batch(whole.rows[:n], whole.targets[:n], whole.weights[:n])
+            self._batches[n] = batch
+        return batch
+
+    def _larger(self, like: Block, n: int) -> Batch:
+        n += n // 8  # other batches may have a few more rows here
+        dtype, n_outputs = self.blocks.dtype, self.blocks.n_outputs
+        n_features = like.rows.shape[1] if isinstance(like.rows, np.ndarray) else 0
+        #: Place of each row's first output in the raveled targets.
+        self._first = np.arange(n) * n_outputs
+        return Batch(
+            np.empty((n, n_features), like.rows.dtype),
+            np.empty((n, n_outputs), dtype),
+            np.ones(n, dtype),
+        )
 
 
 def _room(like: Block, n_rows: int) -> Block:

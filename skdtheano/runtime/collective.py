@@ -27,7 +27,28 @@ _WATCH_SECONDS = 0.5
 
 
 class Collective(Protocol):
-    """The processes that train one model together."""
+    """The processes that train one model together.
+
+    Attributes
+    ----------
+    n_vectors : int
+        How many vectors to compute in, in turn, so that none is written to while another
+        rank may still read it.
+    """
+
+    n_vectors: int
+
+    def held(self, vector: np.ndarray) -> np.ndarray:
+        """The values of a vector where ranks of the same host can read them."""
+
+    def room(self, n: int, dtype: np.dtype) -> np.ndarray:
+        """A vector of zeros to compute in, there too."""
+
+    def share(self, n: int, dtype: np.dtype) -> slice:
+        """The part of a packed vector that this rank updates."""
+
+    def complete(self, scalars: tuple[float, ...], vector: np.ndarray) -> tuple[float, ...]:
+        """Fill in the parts of the vector that others have updated."""
 
     def sum(
         self, scalars: tuple[float, ...], vector: np.ndarray
@@ -42,10 +63,24 @@ class Collective(Protocol):
 class Solo:
     """One process: every sum is what it was given."""
 
+    n_vectors = 1
+
+    def held(self, vector: np.ndarray) -> np.ndarray:
+        return vector
+
+    def room(self, n: int, dtype: np.dtype) -> np.ndarray:
+        return np.zeros(n, dtype)
+
+    def share(self, n: int, dtype: np.dtype) -> slice:
+        return slice(0, n)
+
     def sum(
         self, scalars: tuple[float, ...], vector: np.ndarray
     ) -> tuple[tuple[float, ...], np.ndarray]:
         return scalars, vector
+
+    def complete(self, scalars: tuple[float, ...], vector: np.ndarray) -> tuple[float, ...]:
+        return scalars
 
 
 class Peers:
@@ -91,6 +126,20 @@ class Peers:
         self._locks: dict[int, asyncio.Lock] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._step = 0
+
+    n_vectors = 2
+
+    def held(self, vector: np.ndarray) -> np.ndarray:
+        return vector
+
+    def room(self, n: int, dtype: np.dtype) -> np.ndarray:
+        return np.zeros(n, dtype)
+
+    def share(self, n: int, dtype: np.dtype) -> slice:
+        return slice(0, n)
+
+    def complete(self, scalars: tuple[float, ...], vector: np.ndarray) -> tuple[float, ...]:
+        return scalars
 
     def __enter__(self) -> "Peers":
         try:

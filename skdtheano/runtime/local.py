@@ -1,5 +1,8 @@
 """Training in this process: one rank, no dask."""
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import numpy as np
 
 from skdtheano.runtime.blocks import Block
@@ -10,11 +13,21 @@ from skdtheano.runtime.order import Epoch, HeldOut, RowMap
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
-from skdtheano.runtime.steps import LossSums, StepSettings, loss_sums, run_epoch, score_sums
+from skdtheano.runtime.steps import (
+    LossSums,
+    StepSettings,
+    Workspace,
+    loss_sums,
+    run_epoch,
+    score_sums,
+)
+from skdtheano.runtime.blas import blas_threads, threads_of_process, threads_that_pay
 
 
-class LocalRuntime:
+class LocalRuntime(AbstractContextManager["LocalRuntime"]):
     """Holds the rows and the state of one fit.
+
+    Its program's pieces are another's when its ``with`` block has ended.
 
     Parameters
     ----------
@@ -41,25 +54,24 @@ class LocalRuntime:
         self._model = model
         self._numbers = numbers
         self._rows = model.rows_of(blocks)
+        self._program = Program(model.spec)
+        self._workspace = Workspace(self._program, model.layout, self._rows)
         self._places = RowMap(tuple(len(block) for block in blocks), (0,) * len(blocks))
-        self._state = state
+        self._state = state.copy()  # an estimator keeps what it was given, should this fail
         self._best = best
         self._held_out = None if held_out is None else held_out(self._places)[0]
+
+    def __exit__(self, *error: Any) -> None:
+        self._program.__exit__(*error)
 
     def run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
         [batches] = epoch.shares(self._places)
         before = self._state.copy()
+        layout, n_rows = self._model.layout, epoch.batch_size
+        n_threads = threads_that_pay(layout, n_rows, threads_of_process())
         try:
-            with Program(self._model.spec) as program:
-                return run_epoch(
-                    program,
-                    self._model.layout,
-                    self._rows,
-                    batches,
-                    self._state,
-                    settings,
-                    Solo(),
-                )
+            with blas_threads(n_threads):
+                return run_epoch(self._workspace, batches, self._state, settings, Solo())
         except NotFinite as error:
             self._state = before
             names = [self._numbers[i] for i in error.blocks] if self._numbers else []
@@ -67,17 +79,14 @@ class LocalRuntime:
 
     def validation_sums(self) -> ScoreSums:
         assert self._held_out is not None
-        with Program(self._model.spec) as program:
-            return score_sums(
-                program, self._model.layout, self._rows, self._held_out, self._state.theta
-            )
+        layout = self._model.layout
+        return score_sums(self._program, layout, self._rows, self._held_out, self._state.theta)
 
     def loss_sums(self, theta: np.ndarray) -> LossSums:
-        with Program(self._model.spec) as program:
-            return loss_sums(program, self._model.layout, self._rows, theta)
+        return loss_sums(self._program, self._model.layout, self._rows, theta)
 
     def keep_best(self) -> None:
-        self._best = self._state.theta
+        self._best = self._state.theta.copy()
 
     def state(self) -> TrainState:
         return self._state

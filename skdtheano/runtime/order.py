@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from sklearn.utils import shuffle as cumulative_shuffle
 
-from skdtheano.runtime.blocks import Batch, Block, RowBlocks, joined
+from skdtheano.runtime.blocks import Batch, BatchRoom, Block
 
 #: Above this number of rows a global permutation takes more than 2 GiB with its copy.
 MAX_GLOBAL_ROWS = 2**27
@@ -89,14 +88,21 @@ class RowMap:
 HeldOut = Callable[[RowMap], list[np.ndarray]]
 
 
+#: Local row numbers, size of the whole minibatch, the rows that are here, their weights' sum.
+Gathered: TypeAlias = tuple[np.ndarray, int, Batch | None, float]
+
+
 class Batches(Protocol):
     """One rank's share of an epoch."""
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         """Yield, for each minibatch, local row numbers and the size of the whole batch."""
 
-    def gathered(self, blocks: RowBlocks) -> Iterator[tuple[np.ndarray, int, Batch | None]]:
-        """The same, with the rows; None where this rank has none of the batch."""
+    def gathered(self, room: BatchRoom) -> Iterator[Gathered]:
+        """The same, with the rows in the same arrays each time, and their sum of weights.
+
+        The rows are None where this rank has none of the batch.
+        """
 
 
 @dataclass(frozen=True)
@@ -129,13 +135,17 @@ class ListedBatches:
             start += count
             remaining -= self.batch_size
 
-    def gathered(self, blocks: RowBlocks) -> Iterator[tuple[np.ndarray, int, Batch | None]]:
+    def gathered(self, room: BatchRoom) -> Iterator[Gathered]:
         for rows, size in self:
-            yield rows, size, blocks.gather(rows) if len(rows) else None
+            yield rows, size, *(room.gather(rows) if len(rows) else (None, 0.0))
 
 
 class Epoch(Protocol):
     """The order of one epoch, before anyone knows who holds the rows."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of each minibatch, but for the last one."""
 
     def shares(self, places: RowMap) -> list[Batches]:
         """Each rank's batches."""
@@ -203,7 +213,9 @@ class GlobalOrder:
 
     def next_epoch(self) -> ListedEpoch:
         if self.shuffle:
-            self._places = cumulative_shuffle(self._places, random_state=self.rng)
+            permutation = np.arange(self.n_rows)
+            self.rng.shuffle(permutation)
+            self._places = self._places[permutation]
         return ListedEpoch(self._rows[self._places], self.batch_size)
 
 
@@ -295,6 +307,10 @@ class KeyedEpoch:
     order: BlockOrder
     epoch: int
 
+    @property
+    def batch_size(self) -> int:
+        return self.order.batch_size
+
     def shares(self, places: RowMap) -> list[Batches]:
         return [
             KeyedBatches(self.order, places, rank, self.epoch)
@@ -324,12 +340,11 @@ class KeyedBatches:
         windows = self.order.windows(self.epoch)
         return max(sum(held[block] for block in window) for _, window in windows)
 
-    def gathered(self, blocks: RowBlocks) -> Iterator[tuple[np.ndarray, int, Batch | None]]:
-        for rows, size, parts in self._cut(blocks.in_order):
-            whole = blocks.batch(joined(parts)) if parts else None
+    def gathered(self, room: BatchRoom) -> Iterator[Gathered]:
+        for rows, size, parts in self._cut(room.blocks.in_order):
+            batch, weight = room.copy(parts) if parts else (None, 0.0)
             parts.clear()  # views of their window, which is to go before the next one is read
-            yield rows, size, whole
-            del whole
+            yield rows, size, batch, weight
 
     def _cut(
         self, read: Callable[[np.ndarray], Block | None]

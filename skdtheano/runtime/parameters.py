@@ -99,5 +99,5 @@ class TrainState:
     step: int = 0
 
     def copy(self) -> "TrainState":
-        # Steps replace arrays and never write into them, so the arrays can be shared.
-        return TrainState(self.theta, list(self.slots), self.step)
+        """Arrays of its own: steps write into those that they are given."""
+        return TrainState(self.theta.copy(), [slot.copy() for slot in self.slots], self.step)

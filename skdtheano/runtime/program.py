@@ -1,8 +1,8 @@
-"""Compiled pieces of a training program, shared by everything in this process.
+"""The pieces of a training program, compiled and shared by everything in this process.
 
-A compiled function serves one thread at a time, so functions are leased: a thread that
-finds none idle compiles another. Graphs do not know layer sizes or hyperparameters, so a
-process compiles a graph once for all models of one depth, activation and loss.
+A piece serves one thread at a time, so pieces are leased: a thread that finds none idle
+compiles another. Graphs do not know layer sizes or hyperparameters, so a process compiles a
+graph once for all models of one depth, activation and loss.
 """
 
 from collections import OrderedDict
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,12 +18,49 @@ from skdtheano import engine
 from skdtheano.graphs.losses import block_graph
 from skdtheano.graphs.network import Network, network_graph
 from skdtheano.graphs.optimizers import update_graph
+from skdtheano.routine import Routine
 from skdtheano.runtime.blocks import Rows
+from skdtheano.runtime.update import CompiledUpdate, TiledUpdate, Update
 
-Function = Callable[..., list[np.ndarray]]
+#: The compile mode of `skdtheano.routine`: nothing to wait for, and nothing to allocate.
+NUMPY = "NUMPY"
 
 _MAX_KEYS = 64
-_idle: OrderedDict[tuple[Any, ...], list[Function]] = OrderedDict()
+#: Batches of so many sizes are remembered with their arrays.
+_MAX_BOUND = 256
+
+
+class Piece(Protocol):
+    """A compiled graph."""
+
+    #: Goes up when what was bound before should be bound anew.
+    generation: int
+
+    def bind(
+        self, inputs: Sequence[np.ndarray], out: Sequence[np.ndarray]
+    ) -> Callable[[], None]:
+        """What reads `inputs` and fills `out` each time that it is called."""
+
+
+class _Compiled:
+    """A function of the engine, with results that it makes itself."""
+
+    generation = 0
+
+    def __init__(self, function: Callable[..., list[np.ndarray]]) -> None:
+        self._function = function
+
+    def bind(
+        self, inputs: Sequence[np.ndarray], out: Sequence[np.ndarray]
+    ) -> Callable[[], None]:
+        def run() -> None:
+            for target, result in zip(out, self._function(*inputs), strict=True):
+                target[...] = result
+
+        return run
+
+
+_idle: OrderedDict[tuple[Any, ...], list[Any]] = OrderedDict()
 _idle_lock = Lock()
 
 
@@ -39,7 +76,7 @@ class ProgramSpec:
     rule : str or None
         An optimizer's rule; None where nothing is updated (L-BFGS, prediction).
     mode : str
-        The engine's compile mode.
+        A name that `check_mode` has returned.
     """
 
     network: Network
@@ -48,12 +85,33 @@ class ProgramSpec:
     mode: str
 
 
+def check_mode(mode: str | None) -> str:
+    """Return the name of a mode that programs can be compiled in, `NUMPY` for None.
+
+    Raises
+    ------
+    ValueError
+        If it is neither `NUMPY` nor a compile mode of the engine.
+    """
+    if mode is None or mode == NUMPY:
+        return NUMPY
+    return engine.check_mode(mode, ours=NUMPY)
+
+
 class Program:
-    """A model's compiled functions, leased to one thread for a ``with`` block."""
+    """A model's compiled pieces, leased to one thread for a ``with`` block.
+
+    Arrays that are passed to it again are bound once: to be quick, pass the same ones.
+    """
 
     def __init__(self, spec: ProgramSpec) -> None:
         self.spec = spec
-        self._leased: dict[tuple[Any, ...], Function] = {}
+        self._pieces: dict[tuple[Any, ...], Any] = {}
+        self._runs: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        dtype = spec.network.dtype
+        self._loss = np.zeros((), dtype)
+        self._products: dict[tuple[object, ...], np.ndarray] = {}
+        self._scalars: list[np.ndarray] = []
 
     def __enter__(self) -> "Program":
         return self
@@ -64,29 +122,57 @@ class Program:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._runs.clear()
         with _idle_lock:
-            for key, function in self._leased.items():
-                _idle.setdefault(key, []).append(function)
+            for key, piece in self._pieces.items():
+                _idle.setdefault(key, []).append(piece)
                 _idle.move_to_end(key)
             while len(_idle) > _MAX_KEYS:
                 _idle.popitem(last=False)
-        self._leased = {}
+        self._pieces = {}
 
-    def _function(
-        self, key: tuple[Any, ...], graph: Callable[[], tuple[Sequence[Any], Sequence[Any]]]
-    ) -> Function:
-        function = self._leased.get(key)
-        if function is None:
+    def _leased(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        piece = self._pieces.get(key)
+        if piece is None:
             with _idle_lock:
                 waiting = _idle.get(key)
-                function = waiting.pop() if waiting else None
-            if function is None:
-                inputs, outputs = graph()
-                function = engine.compile_function(
-                    inputs, outputs, mode=self.spec.mode, name=f"skdtheano-{key[0]}"
-                )
-            self._leased[key] = function
-        return function
+                piece = waiting.pop() if waiting else None
+            piece = self._pieces[key] = piece or make()
+        return piece
+
+    def _piece(
+        self, key: tuple[Any, ...], graph: Callable[[], tuple[Sequence[Any], Sequence[Any]]]
+    ) -> Piece:
+        mode = self.spec.mode
+
+        def make() -> Piece:
+            name = f"skdtheano-{key[0]}"
+            if mode == NUMPY:
+                return Routine(*graph(), name)
+            return _Compiled(engine.compile_function(*graph(), mode, name))
+
+        piece: Piece = self._leased((*key, mode), make)
+        return piece
+
+    def _bound(
+        self, things: Sequence[Any], version: Any, bind: Callable[[], Callable[[], None]]
+    ) -> Callable[[], None]:
+        """What `bind` makes for some arrays, made once for the same ones and version."""
+        # By identity: the things are kept, or a new one might get an old one's.
+        key = tuple(map(id, things))
+        known = self._runs.get(key)
+        if known is None or known[0] != version:
+            known = self._runs[key] = (version, bind(), things)
+            while len(self._runs) > _MAX_BOUND:
+                self._runs.popitem(last=False)
+        return known[1]
+
+    def _run(
+        self, piece: Piece, inputs: Sequence[np.ndarray], out: Sequence[np.ndarray]
+    ) -> None:
+        self._bound(
+            (piece, *inputs, *out), piece.generation, lambda: piece.bind(inputs, out)
+        )()
 
     def sums(
         self,
@@ -114,18 +200,16 @@ class Program:
             sums = block_graph(spec.network, spec.loss)
             return sums.inputs, sums.outputs
 
-        function = self._function(("sums", spec.network, spec.loss, spec.mode), graph)
+        piece = self._piece(("sums", spec.network, spec.loss), graph)
         if spec.network.sparse:
-            product = (rows @ parameters[0]).astype(spec.network.dtype, copy=False)
-            loss, slope, *gradients = function(product, targets, weights, *parameters[1:])
+            product = self._product(rows, parameters[0])
+            slope = self._room("slope", product.shape)
+            inputs = [product, targets, weights, *parameters[1:]]
+            self._run(piece, inputs, [self._loss, slope, *out[1:]])
             out[0][...] = rows.T @ slope
-            rest = out[1:]
         else:
-            loss, *gradients = function(rows, targets, weights, *parameters)
-            rest = out
-        for view, gradient in zip(rest, gradients, strict=True):
-            view[...] = gradient
-        return float(loss)
+            self._run(piece, [rows, targets, weights, *parameters], [self._loss, *out])
+        return float(self._loss)
 
     def outputs(self, parameters: list[np.ndarray], rows: Rows) -> np.ndarray:
         """The network's outputs, shape (n, n_outputs)."""
@@ -135,33 +219,69 @@ class Program:
             symbols = network_graph(network)
             return [symbols.rows, *symbols.parameters], [symbols.outputs]
 
-        function = self._function(("outputs", network, self.spec.mode), graph)
+        piece = self._piece(("outputs", network), graph)
+        out = np.empty((rows.shape[0], len(parameters[-1])), network.dtype)
         if network.sparse:
-            product = (rows @ parameters[0]).astype(network.dtype, copy=False)
-            return function(product, *parameters[1:])[0]
-        return function(rows, *parameters)[0]
+            first = (rows @ parameters[0]).astype(network.dtype, copy=False)
+            piece.bind([first, *parameters[1:]], [out])()
+        else:
+            piece.bind([rows, *parameters], [out])()
+        return out
 
     def update(
         self,
-        theta: np.ndarray,
-        gradient_sum: np.ndarray,
-        penalty: np.ndarray,
-        weight_sum: float,
-        slots: list[np.ndarray],
+        vectors: Sequence[np.ndarray],
+        n_penalised: int,
+        alpha: float,
         scalars: Sequence[float],
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Next parameters and slots, as new arrays; see `graphs.optimizers`."""
-        rule, dtype = self.spec.rule, self.spec.network.dtype
+    ) -> None:
+        """Take a step, in place; see `graphs.optimizers`.
+
+        Parameters
+        ----------
+        vectors : sequence of ndarray of shape (n,)
+            Parameters, sum of gradients, then the optimizer's slots. The sum is read only.
+        n_penalised : int
+            So many parameters, the first ones, have the L2 penalty `alpha`.
+        alpha : float
+        scalars : sequence of float
+            Sum of weights, step size, and the optimizer's own.
+        """
+        rule, dtype, mode = self.spec.rule, self.spec.network.dtype, self.spec.mode
         if rule is None:
             raise ValueError("This program has no update: its spec names no optimizer rule.")
 
-        def graph() -> tuple[Sequence[Any], Sequence[Any]]:
-            update = update_graph(rule, dtype)
-            return update.inputs, update.outputs
+        def make() -> Update:
+            graph = update_graph(rule, dtype)
+            if mode == NUMPY:
+                return TiledUpdate(graph.inputs, graph.outputs, dtype, "skdtheano-update")
+            return CompiledUpdate(
+                engine.compile_function(graph.inputs, graph.outputs, mode, "skdtheano-update")
+            )
 
-        function = self._function(("update", rule, dtype, self.spec.mode), graph)
-        typed = [np.asarray(value, dtype) for value in (weight_sum, *scalars)]
-        new_theta, *new_slots = function(
-            theta, gradient_sum, penalty, typed[0], *slots, *typed[1:]
-        )
-        return new_theta, new_slots
+        update: Update = self._leased(("update", rule, dtype, mode), make)
+        if not self._scalars:
+            self._scalars = [np.zeros((), dtype) for _ in scalars]
+        for array, value in zip(self._scalars, scalars, strict=True):
+            array[...] = value
+
+        def bind() -> Callable[[], None]:
+            n = len(vectors[0])
+            parts = [(slice(0, n_penalised), alpha), (slice(n_penalised, n), 0.0)]
+            return update.bind(vectors, self._scalars, parts)
+
+        self._bound((update, *vectors), (n_penalised, alpha, update.generation), bind)()
+
+    def _product(self, rows: Rows, coef: np.ndarray) -> np.ndarray:
+        """Sparse rows times the first weight matrix."""
+        product = self._room("product", (rows.shape[0], coef.shape[1]))
+        product[...] = rows @ coef
+        return product
+
+    def _room(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        key = (name, *shape)
+        if key not in self._products:
+            if len(self._products) > _MAX_BOUND:
+                self._products.clear()
+            self._products[key] = np.empty(shape, self.spec.network.dtype)
+        return self._products[key]

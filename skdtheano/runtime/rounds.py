@@ -9,7 +9,7 @@ that the last round left, on the workers that are there then.
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -53,7 +53,7 @@ _MODEL_LOST = (
 )
 
 
-class ClusterRuntime:
+class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
     """Drives the rounds of one fit.
 
     Parameters
@@ -85,6 +85,9 @@ class ClusterRuntime:
         self._here: RoundResult | None = RoundResult(state, 0.0, best)
         self._copies: list[Handle] = []  # on workers, once a round asks for one
         self._keeps = False  # whether the state of now is the best
+
+    def __exit__(self, *error: object) -> None:
+        """What the workers hold is the site's to release."""
 
     def run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
         """Run one round, again if it loses a worker.

@@ -3,13 +3,13 @@
 The same functions run in this process and, with peers to sum with, on dask workers.
 """
 
+import math
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 
 from skdtheano.graphs.optimizers import Optimizer
-from skdtheano.runtime.blocks import RowBlocks
+from skdtheano.runtime.blocks import BatchRoom, RowBlocks
 from skdtheano.runtime.collective import Collective
 from skdtheano.runtime.failures import NotFinite
 from skdtheano.runtime.order import Batches
@@ -81,18 +81,50 @@ class LossSums:
         return loss, (self.gradient + penalty * theta) / self.weight
 
 
+class Workspace:
+    """What the steps of one process compute with, kept from epoch to epoch.
+
+    Parameters
+    ----------
+    program : Program
+    layout : Layout
+    blocks : RowBlocks
+    """
+
+    def __init__(self, program: Program, layout: Layout, blocks: RowBlocks) -> None:
+        self.program = program
+        self.layout = layout
+        self.room = BatchRoom(blocks)
+        self._theta: np.ndarray | None = None
+
+    def arrange(self, state: TrainState, collective: Collective) -> None:
+        """Cut the vectors of a state up; the same ones are not cut again."""
+        if self._theta is state.theta:
+            return
+        state.theta = self._theta = theta = collective.held(state.theta)
+        state.slots = [collective.held(slot) for slot in state.slots]
+        n = len(theta)
+        self.parameters = self.layout.views(theta)
+        self.coefs = theta[: self.layout.n_coefs]
+        vectors = [collective.room(n, theta.dtype) for _ in range(collective.n_vectors)]
+        self.gradients = [(vector, self.layout.views(vector)) for vector in vectors]
+        share = collective.share(n, theta.dtype)
+        self.share = [vector[share] for vector in (theta, *state.slots)]
+        self.n_penalised = min(
+            max(self.layout.n_coefs - share.start, 0), share.stop - share.start
+        )
+
+
 def run_epoch(
-    program: Program,
-    layout: Layout,
-    blocks: RowBlocks,
+    workspace: Workspace,
     batches: Batches,
     state: TrainState,
     settings: StepSettings,
     collective: Collective,
 ) -> float:
-    """Take one step per minibatch; `state` is replaced step by step.
+    """Take one step per minibatch; the state is that of the collective's vectors then.
 
-    Every rank holds the same state, sums the same sums and takes the same steps.
+    Every rank sums the same sums, and updates its share of the parameters.
 
     Returns
     -------
@@ -106,69 +138,58 @@ def run_epoch(
     NotFinite
         If a loss or a gradient is, and may not be; names those of these blocks that held it.
     """
-    optimizer = settings.optimizer
-    dtype = state.theta.dtype
-    penalty = layout.penalty(settings.alpha, dtype)
-    # Two, used in turn: a vector may still be on its way to a peer while the next is filled.
-    vectors = [np.zeros(layout.n_parameters, dtype) for _ in range(2)]
-    views = [layout.views(vector) for vector in vectors]
+    optimizer, program = settings.optimizer, workspace.program
+    workspace.arrange(state, collective)
+    parameters, coefs = workspace.parameters, workspace.coefs
+    theta, *slots = workspace.share
     total = 0.0
-    numbers = count(1)  # enumerate would keep the batch, and so its window, for a step more
-    for rows, size, batch in batches.gathered(blocks):
-        number = next(numbers)
-        vector, out = vectors[number % 2], views[number % 2]
+    for number, (rows, size, batch, weight) in enumerate(batches.gathered(workspace.room), 1):
+        vector, out = workspace.gradients[number % len(workspace.gradients)]
         if batch is not None:
-            loss = program.sums(
-                layout.views(state.theta), batch.rows, batch.targets, batch.weights, out
-            )
-            weight = float(batch.weights.sum(dtype=np.float64))
-            del batch
+            loss = program.sums(parameters, batch.rows, batch.targets, batch.weights, out)
         else:
             vector[...] = 0
-            loss = weight = 0.0
-        (loss, weight), gradient = collective.sum((loss, weight), vector)
+            loss = 0.0
+        is_bad = not settings.may_diverge and not _is_finite(vector)
+        (loss, weight, n_bad), gradient = collective.sum((loss, weight, is_bad), vector)
         if weight == 0:
             raise ValueError(
                 f"The sample_weight of the {size} rows of minibatch {number} of epoch "
                 f"{settings.epoch} sums to 0, so its mean loss is undefined. Drop rows of "
                 "weight 0 before fit, or use a larger batch_size."
             )
-        what = _what_is_not_finite(loss, gradient)
-        if what is not None and not settings.may_diverge:
-            held_it = _not_finite(program, layout, blocks, rows, state.theta)
+        if (n_bad or not math.isfinite(loss)) and not settings.may_diverge:
+            what = "gradient" if n_bad else "loss"
+            held_it = _not_finite(workspace, rows, state.theta)
             raise NotFinite(what, settings.epoch, number, held_it)
-        coefs = state.theta[: layout.n_coefs]
         total += size * (loss / weight + 0.5 * settings.alpha * float(coefs @ coefs) / weight)
-        step = state.step + 1
-        scalars = (
-            optimizer.step_size(settings.learning_rate, step),
-            *optimizer.scalars(),
+        state.step += 1
+        step_size = optimizer.step_size(settings.learning_rate, state.step)
+        scalars = (weight, step_size, *optimizer.scalars())
+        program.update(
+            (theta, gradient, *slots), workspace.n_penalised, settings.alpha, scalars
         )
-        theta, slots = program.update(
-            state.theta, gradient, penalty, weight, state.slots, scalars
-        )
-        state.theta, state.slots, state.step = theta, slots, step
+        collective.complete((), state.theta)
+    for slot in state.slots:
+        collective.complete((), slot)
     return total
 
 
-def _what_is_not_finite(loss: float, gradient: np.ndarray) -> str | None:
-    # One pass over the gradient, where a sum of finite entries does not overflow.
-    if not (np.isfinite(gradient.sum()) or np.isfinite(gradient).all()):
-        return "gradient"
-    return None if np.isfinite(loss) else "loss"
+def _is_finite(vector: np.ndarray) -> bool:
+    # One pass, where a sum of finite entries does not overflow.
+    return math.isfinite(np.add.reduce(vector)) or bool(np.isfinite(vector).all())
 
 
-def _not_finite(
-    program: Program, layout: Layout, blocks: RowBlocks, rows: np.ndarray, theta: np.ndarray
-) -> list[int]:
+def _not_finite(workspace: Workspace, rows: np.ndarray, theta: np.ndarray) -> list[int]:
     """The blocks whose share of a minibatch has a loss or a gradient that is not finite."""
-    part = np.zeros_like(theta)
+    layout, part = workspace.layout, np.zeros_like(theta)
+    parameters, out = layout.views(theta), layout.views(part)
     found = []
-    for number, batch in blocks.by_block(rows):
-        loss = program.sums(
-            layout.views(theta), batch.rows, batch.targets, batch.weights, layout.views(part)
+    for number, batch in workspace.room.blocks.by_block(rows):
+        loss = workspace.program.sums(
+            parameters, batch.rows, batch.targets, batch.weights, out
         )
-        if _what_is_not_finite(loss, part) is not None:
+        if not (math.isfinite(loss) and _is_finite(part)):
             found.append(number)
     return found
 

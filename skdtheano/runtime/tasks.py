@@ -17,7 +17,14 @@ from skdtheano.runtime.order import Batches, KeyedBatches
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
-from skdtheano.runtime.steps import LossSums, StepSettings, loss_sums, run_epoch, score_sums
+from skdtheano.runtime.steps import (
+    LossSums,
+    StepSettings,
+    Workspace,
+    loss_sums,
+    run_epoch,
+    score_sums,
+)
 
 #: A state of more bytes stays on the workers, which all have it.
 _REPORTED_BYTES = 2**20
@@ -165,7 +172,8 @@ def train_round(
         rows = _rows(model, blocks)
         if isinstance(rows.blocks, _StoredBlocks) and isinstance(batches, KeyedBatches):
             rows.blocks.make_room(batches.most_rows())
-        loss = run_epoch(program, model.layout, rows, batches, state, settings, peers)
+        workspace = Workspace(program, model.layout, rows)
+        loss = run_epoch(workspace, batches, state, settings, peers)
     return RoundResult(state, loss, before.state.theta if keep else before.best)
 
 

@@ -1,0 +1,385 @@
+"""What each Op is in NumPy: a call that writes into an array that is there already.
+
+Behaviour per Op is a row of a table here; an Op without one is refused with its name.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+Shape = tuple[int, ...]
+Call = Callable[[], object]
+
+#: Rows of fewer columns are summed over a transposed copy: NumPy sets up a loop per row, and
+#: over 10 columns that takes six times as long as the copy and one loop per column.
+_FEW_COLUMNS = 32
+
+
+@dataclass(frozen=True)
+class Step:
+    """One array made from others.
+
+    Attributes
+    ----------
+    name : str
+        Of the Op.
+    inputs : tuple of int
+        Numbers of the values that it reads.
+    output : int
+        Number of the value that it makes.
+    dtype : str
+        Of the output.
+    shape : callable
+        From the inputs' shapes to the output's.
+    calls : callable
+        From the inputs' arrays, the output's and a scratch array (None where not asked for)
+        to the calls that fill the output.
+    overwrites : tuple of int
+        Places of the inputs whose array the output may be written into.
+    function : ufunc, optional
+        What is called, if that is all.
+    scratch : callable, optional
+        From the inputs' shapes to dtype and shape of a scratch array, or None.
+    """
+
+    name: str
+    inputs: tuple[int, ...]
+    output: int
+    dtype: str
+    shape: Callable[..., Shape]
+    calls: Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray | None], list[Call]]
+    overwrites: tuple[int, ...] = ()
+    function: np.ufunc | None = None
+    scratch: Callable[..., tuple[str, Shape] | None] = lambda *shapes: None
+
+
+@dataclass(frozen=True)
+class View:
+    """Another look at an array: no memory and no time.
+
+    Attributes
+    ----------
+    input, output : int
+    look : callable
+        From array to array.
+    of_shape : bool
+        Whether it depends on the shape of the input alone.
+    """
+
+    input: int
+    output: int
+    look: Callable[[np.ndarray], np.ndarray]
+    of_shape: bool = False
+
+
+class Numbering:
+    """Numbers for the values of a graph, and the steps that make them, as they are added."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step | View] = []
+        self.constants: dict[int, np.ndarray] = {}
+        self._numbers: dict[Any, int] = {}
+        self._kept: dict[tuple[int, str, bool], int] = {}
+        self._n = 0
+
+    def new(self) -> int:
+        self._n += 1
+        return self._n - 1
+
+    def of(self, variable: Any) -> int:
+        """The number of a symbol; a constant's value is noted."""
+        number = self._numbers.get(variable)
+        if number is None:
+            number = self._numbers[variable] = self.new()
+            if hasattr(variable, "data"):
+                self.constants[number] = np.asarray(variable.data)
+        return number
+
+    def typed(self, variable: Any, dtype: str) -> int:
+        """The number of a symbol, of a dtype if it is a constant.
+
+        NumPy would compute with the dtype that the two have in common, and an integer's 64
+        bits and float32 have float64.
+        """
+        if not hasattr(variable, "data"):
+            return self.of(variable)
+        number = self.new()
+        value = np.asarray(variable.data).astype(dtype)
+        self.constants[number] = value.reshape(()) if value.size == 1 else value
+        return number
+
+    def mask(self, condition: int, dtype: str, where: bool) -> int:
+        """Integers of all bits set, of the size of `dtype`, where a condition is (not) met."""
+        key = (condition, dtype, where)
+        if key not in self._kept:
+            bits = f"int{8 * np.dtype(dtype).itemsize}"
+            output = self._kept[key] = self.new()
+            self.steps.append(
+                Step(
+                    "mask",
+                    (condition,),
+                    output,
+                    bits,
+                    lambda shape: shape,
+                    partial(_mask_calls, where),
+                    scratch=lambda shape: ("int8", shape),
+                )
+            )
+        return self._kept[key]
+
+
+def add_node(node: Any, numbers: Numbering) -> None:
+    """Append the steps of a node.
+
+    Raises
+    ------
+    NotImplementedError
+        If its Op is in none of the tables; names the node.
+    """
+    kind = type(node.op).__name__
+    row = _OPS.get(kind)
+    if row is None or not row(node, numbers):
+        raise NotImplementedError(
+            f"The compile mode 'NUMPY' has no row for {node}. Use mode='FAST_COMPILE'."
+        )
+
+
+def _mask_calls(
+    where: bool, arrays: Sequence[np.ndarray], out: np.ndarray, scratch: np.ndarray | None
+) -> list[Call]:
+    condition = arrays[0].view(np.int8)
+    assert scratch is not None
+    if where:
+        narrow = partial(np.negative, condition, out=scratch)
+    else:
+        narrow = partial(np.subtract, condition, np.int8(1), out=scratch)
+    return [narrow, partial(np.copyto, out, scratch)]
+
+
+def _elementwise(node: Any, numbers: Numbering) -> bool:
+    [output] = node.outputs
+    scalar_op = node.op.scalar_op
+    name = type(scalar_op).__name__
+    if name == "Switch":
+        return _switch(node, numbers)
+    dtype = str(output.dtype)
+    if name in ("Cast", "Second", "Identity"):
+        _append(node, numbers, (numbers.of(node.inputs[-1]),), _copy_calls)
+        return True
+    spec = node.op.nfunc_spec or getattr(scalar_op, "nfunc_spec", None)
+    if spec is None:
+        return False
+    function = scipy.special.expit if spec[0].endswith("expit") else getattr(np, spec[0], None)
+    if not isinstance(function, np.ufunc):
+        return False
+    variables = list(node.inputs)
+    if name == "Pow" and _is_constant(variables[1], 2):
+        function, variables = np.square, variables[:1]
+    varying = [str(v.dtype) for v in variables if not hasattr(v, "data")]
+    common = str(np.result_type(*varying)) if varying else dtype
+    inputs = tuple(numbers.typed(variable, common) for variable in variables)
+    # Of more than two, only the first is not read again after the first call.
+    overwrites = tuple(range(len(inputs))) if len(inputs) <= 2 else (0,)
+    _append(node, numbers, inputs, partial(_ufunc_calls, function), overwrites, function)
+    return True
+
+
+def _append(
+    node: Any,
+    numbers: Numbering,
+    inputs: tuple[int, ...],
+    calls: Callable[..., list[Call]],
+    overwrites: tuple[int, ...] = (),
+    function: np.ufunc | None = None,
+) -> None:
+    [output] = node.outputs
+    numbers.steps.append(
+        Step(
+            str(node.op),
+            inputs,
+            numbers.of(output),
+            str(output.dtype),
+            lambda *shapes: np.broadcast_shapes(*shapes),
+            calls,
+            overwrites,
+            function,
+        )
+    )
+
+
+def _ufunc_calls(
+    function: np.ufunc, arrays: Sequence[np.ndarray], out: np.ndarray, _: np.ndarray | None
+) -> list[Call]:
+    if function.nin == 1:
+        return [partial(function, arrays[0], out=out)]
+    first, second, *more = arrays
+    return [
+        partial(function, first, second, out=out),
+        *(partial(function, out, other, out=out) for other in more),
+    ]
+
+
+def _copy_calls(
+    arrays: Sequence[np.ndarray], out: np.ndarray, _: np.ndarray | None
+) -> list[Call]:
+    return [partial(np.copyto, out, arrays[0], casting="unsafe")]
+
+
+def _switch(node: Any, numbers: Numbering) -> bool:
+    """0 on one side is a bitwise product; a copy by a random mask mispredicts every branch."""
+    [output] = node.outputs
+    condition, then, otherwise = node.inputs
+    dtype = str(output.dtype)
+    zero_then, zero_otherwise = _is_constant(then, 0), _is_constant(otherwise, 0)
+    if dtype in ("float32", "float64") and zero_then != zero_otherwise:
+        kept = otherwise if zero_then else then
+        if str(kept.dtype) == dtype and not hasattr(kept, "data"):
+            mask = numbers.mask(numbers.of(condition), dtype, where=zero_otherwise)
+            inputs = (mask, numbers.of(kept))
+            _append(node, numbers, inputs, _and_calls, overwrites=(1,))
+            return True
+    sides = (numbers.typed(then, dtype), numbers.typed(otherwise, dtype))
+    _append(node, numbers, (numbers.of(condition), *sides), _where_calls)
+    return True
+
+
+def _and_calls(
+    arrays: Sequence[np.ndarray], out: np.ndarray, _: np.ndarray | None
+) -> list[Call]:
+    mask, kept = arrays
+    return [partial(np.bitwise_and, kept.view(mask.dtype), mask, out=out.view(mask.dtype))]
+
+
+def _where_calls(
+    arrays: Sequence[np.ndarray], out: np.ndarray, _: np.ndarray | None
+) -> list[Call]:
+    condition, then, otherwise = arrays
+    return [
+        partial(np.copyto, out, otherwise),
+        partial(np.copyto, out, then, where=condition),
+    ]
+
+
+def _is_constant(variable: Any, value: float) -> bool:
+    data = getattr(variable, "data", None)
+    return data is not None and np.size(data) > 0 and bool(np.all(np.asarray(data) == value))
+
+
+def _dimensions(node: Any, numbers: Numbering) -> bool:
+    order = tuple(node.op.new_order)
+    drop = tuple(node.op.drop)
+
+    def look(array: np.ndarray) -> np.ndarray:
+        kept = [axis for axis in order if axis != "x"]
+        turned = array.transpose(*kept, *drop)
+        turned = turned.reshape(turned.shape[: len(kept)]) if drop else turned
+        places = [i for i, axis in enumerate(order) if axis == "x"]
+        return np.expand_dims(turned, tuple(places)) if places else turned
+
+    return _look(node, numbers, look)
+
+
+def _length(node: Any, numbers: Numbering) -> bool:
+    return _look(node, numbers, lambda array: np.asarray(array.shape[node.op.i]), True)
+
+
+def _lengths(node: Any, numbers: Numbering) -> bool:
+    return _look(node, numbers, lambda array: np.asarray(array.shape), True)
+
+
+def _same(node: Any, numbers: Numbering) -> bool:
+    return _look(node, numbers, lambda array: array)
+
+
+def _entry(node: Any, numbers: Numbering) -> bool:
+    """One entry of a vector, by a constant number: a length out of a shape."""
+    vector, *indices = node.inputs
+    if vector.ndim != 1 or len(indices) != 1 or not hasattr(indices[0], "data"):
+        return False
+    number = int(indices[0].data)
+    return _look(node, numbers, lambda array: array[number : number + 1].reshape(()))
+
+
+def _look(
+    node: Any,
+    numbers: Numbering,
+    look: Callable[[np.ndarray], np.ndarray],
+    of_shape: bool = False,
+) -> bool:
+    output = numbers.of(node.outputs[0])
+    numbers.steps.append(View(numbers.of(node.inputs[0]), output, look, of_shape))
+    return True
+
+
+def _product(node: Any, numbers: Numbering) -> bool:
+    def shape(first: Shape, second: Shape) -> Shape:
+        return first[:-1] + second[1:]
+
+    def calls(
+        arrays: Sequence[np.ndarray], out: np.ndarray, _: np.ndarray | None
+    ) -> list[Call]:
+        return [partial(np.dot, *arrays, out=out)]
+
+    [output] = node.outputs
+    inputs = tuple(map(numbers.of, node.inputs))
+    numbers.steps.append(
+        Step(str(node.op), inputs, numbers.of(output), str(output.dtype), shape, calls)
+    )
+    return True
+
+
+def _reduction(node: Any, numbers: Numbering) -> bool:
+    [output] = node.outputs
+    ufunc = getattr(np, node.op.scalar_op.nfunc_spec[0])
+    ndim = node.inputs[0].ndim
+    given = range(ndim) if node.op.axis is None else np.atleast_1d(node.op.axis).tolist()
+    axes = tuple(axis % ndim for axis in given)
+    dtype = str(output.dtype)
+
+    def is_by_columns(given: Shape) -> bool:
+        return len(given) == 2 and axes == (1,) and given[1] <= _FEW_COLUMNS
+
+    def shape(given: Shape) -> Shape:
+        return tuple(n for axis, n in enumerate(given) if axis not in axes)
+
+    def scratch(given: Shape) -> tuple[str, Shape] | None:
+        return (dtype, given[::-1]) if is_by_columns(given) else None
+
+    def calls(
+        arrays: Sequence[np.ndarray], out: np.ndarray, turned: np.ndarray | None
+    ) -> list[Call]:
+        if turned is None:
+            return [partial(ufunc.reduce, arrays[0], axis=axes, dtype=dtype, out=out)]
+        return [
+            partial(np.copyto, turned, arrays[0].T),
+            partial(ufunc.reduce, turned, axis=0, out=out),
+        ]
+
+    inputs = (numbers.of(node.inputs[0]),)
+    numbers.steps.append(
+        Step(str(node.op), inputs, numbers.of(output), dtype, shape, calls, scratch=scratch)
+    )
+    return True
+
+
+#: Appends the steps of a node, by the class of its Op; False for one that it cannot.
+_OPS: dict[str, Callable[[Any, Numbering], bool]] = {
+    "Elemwise": _elementwise,
+    "DimShuffle": _dimensions,
+    "InplaceDimShuffle": _dimensions,
+    "Assert": _same,  # of shapes, which NumPy looks at itself
+    "ScalarFromTensor": _same,
+    "TensorFromScalar": _same,
+    "Shape": _lengths,
+    "Shape_i": _length,
+    "Subtensor": _entry,
+    "Dot": _product,
+    "Dot22": _product,
+    "CAReduce": _reduction,
+    "Sum": _reduction,
+    "Max": _reduction,
+}

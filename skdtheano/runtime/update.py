@@ -1,0 +1,183 @@
+"""An optimizer's step over packed vectors, in place.
+
+It begins as NumPy calls on tiles that stay in a core's cache, which need no compiler. Once
+they have taken as long as compiling takes, or at once if an earlier process has compiled it,
+one loop does all: with the same bits, so no result tells when that was.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from skdtheano.loops import Loop, compiled_loop, is_cached
+from skdtheano.routine import Routine
+
+#: Entries of a tile: with the optimizer's moments and what is between they stay in a core's
+#: second cache (1 MiB) while fifteen calls in a row work on them.
+_TILE = 2**14
+
+#: Seconds that Numba takes to compile a loop, and to load one that is on the disk.
+_COMPILE_SECONDS, _LOAD_SECONDS = 0.7, 0.3
+
+
+class Update(Protocol):
+    """The step of one rule and dtype; serves one thread at a time."""
+
+    @property
+    def generation(self) -> int:
+        """Goes up when what was bound before should be bound anew."""
+
+    def bind(
+        self,
+        vectors: Sequence[np.ndarray],
+        scalars: Sequence[np.ndarray],
+        penalties: Sequence[tuple[slice, float]],
+    ) -> Callable[[], None]:
+        """A step, bound to arrays.
+
+        Parameters
+        ----------
+        vectors : sequence of ndarray of shape (n,)
+            Parameters, sum of gradients, then the optimizer's slots.
+        scalars : sequence of ndarray of shape ()
+            Sum of weights, step size, and the optimizer's own.
+        penalties : sequence of (slice, float)
+            Parts of the vectors, with their L2 strength.
+        """
+
+
+class CompiledUpdate:
+    """A step as a function of the engine, which makes new vectors.
+
+    Parameters
+    ----------
+    function : callable
+    """
+
+    generation = 0
+
+    def __init__(self, function: Callable[..., list[np.ndarray]]) -> None:
+        self._function = function
+
+    def bind(
+        self,
+        vectors: Sequence[np.ndarray],
+        scalars: Sequence[np.ndarray],
+        penalties: Sequence[tuple[slice, float]],
+    ) -> Callable[[], None]:
+        theta, gradient, *slots = vectors
+        penalty = np.empty_like(theta)
+        for part, strength in penalties:
+            penalty[part] = strength
+
+        def run() -> None:
+            new = self._function(theta, gradient, penalty, scalars[0], *slots, *scalars[1:])
+            for vector, value in zip((theta, *slots), new, strict=True):
+                vector[...] = value
+
+        return run
+
+
+class TiledUpdate:
+    """The step of one rule and dtype; serves one thread at a time.
+
+    Parameters
+    ----------
+    inputs, outputs : sequence of Variable
+        Of `skdtheano.graphs.optimizers.update_graph`.
+    dtype : str
+    name : str
+    """
+
+    def __init__(
+        self, inputs: Sequence[Any], outputs: Sequence[Any], dtype: str, name: str
+    ) -> None:
+        self._routine = Routine(inputs, outputs, name)
+        self._dtype = dtype
+        self._n_inputs = len(inputs)
+        self._loop: Loop | None = None
+        self._seconds = 0.0
+        n_slots = len(outputs) - 1
+        # Parameters, gradient, penalty, sum of weights, slots, and then scalars again.
+        vectors = [0, 1, *range(4, 4 + n_slots)]
+        self._source = self._routine.loop_source(
+            scalars=[i for i in range(len(inputs)) if i not in vectors],
+            in_place=[0, *range(4, 4 + n_slots)],
+        )
+        self._patience = _COMPILE_SECONDS
+        if self._source is not None and is_cached(self._source):
+            self._patience = _LOAD_SECONDS
+
+    @property
+    def generation(self) -> int:
+        """Goes up when what was bound before is slower than what would be bound now."""
+        return int(self._loop is not None)
+
+    def bind(
+        self,
+        vectors: Sequence[np.ndarray],
+        scalars: Sequence[np.ndarray],
+        penalties: Sequence[tuple[slice, float]],
+    ) -> Callable[[], None]:
+        if self._loop is not None:
+            return self._bound_loop(vectors, scalars, penalties, self._loop)
+        n = len(vectors[0])
+        runs = []
+        for start in range(0, n, _TILE):
+            tile = slice(start, min(start + _TILE, n))
+            penalty = _penalty_of(tile, penalties, self._dtype)
+            theta, gradient, *slots = (vector[tile] for vector in vectors)
+            inputs = [theta, gradient, penalty, scalars[0], *slots, *scalars[1:]]
+            runs.append(self._routine.bind(inputs, [theta, *slots]))
+
+        def run() -> None:
+            began = time.perf_counter()
+            for call in runs:
+                call()
+            self._note(time.perf_counter() - began)
+
+        return run
+
+    @staticmethod
+    def _bound_loop(
+        vectors: Sequence[np.ndarray],
+        scalars: Sequence[np.ndarray],
+        penalties: Sequence[tuple[slice, float]],
+        loop: Loop,
+    ) -> Callable[[], None]:
+        weight_sum, *others = (scalar.reshape(1) for scalar in scalars)
+        calls = []
+        for part, strength in penalties:
+            theta, gradient, *slots = (vector[part] for vector in vectors)
+            penalty = np.full(1, strength, theta.dtype)
+            calls.append((theta, gradient, penalty, weight_sum, *slots, *others))
+
+        def run() -> None:
+            for arguments in calls:
+                loop(*arguments)
+
+        return run
+
+    def _note(self, seconds: float) -> None:
+        """Compile once waiting for it has cost as much: never more than twice the best."""
+        self._seconds += seconds
+        if self._source is not None and self._seconds > self._patience:
+            source, self._source = self._source, None
+            self._loop = compiled_loop(source, self._n_inputs, self._dtype)
+
+
+def _penalty_of(
+    tile: slice, penalties: Sequence[tuple[slice, float]], dtype: str
+) -> np.ndarray:
+    """L2 strength of each parameter of a tile, without memory where it is one number."""
+    n = tile.stop - tile.start
+    strengths = [
+        (strength, min(tile.stop, part.stop) - max(tile.start, part.start))
+        for part, strength in penalties
+    ]
+    for strength, count in strengths:
+        if count == n:
+            return np.broadcast_to(np.asarray(strength, dtype), (n,))
+    return np.concatenate([np.full(max(k, 0), strength, dtype) for strength, k in strengths])
