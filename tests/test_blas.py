@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from skdtheano.runtime.parameters import Layout
 from skdtheano.runtime.blas import blas_threads, threads_of_process, threads_that_pay
+from skdtheano.runtime.parameters import Layout
 
 
 def test_small_products_take_one_thread_and_large_ones_all() -> None:

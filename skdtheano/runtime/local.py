@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from skdtheano.runtime.blas import blas_threads, threads_of_process, threads_that_pay
 from skdtheano.runtime.blocks import Block
 from skdtheano.runtime.collective import Solo
 from skdtheano.runtime.failures import NotFinite
@@ -21,7 +22,6 @@ from skdtheano.runtime.steps import (
     run_epoch,
     score_sums,
 )
-from skdtheano.runtime.blas import blas_threads, threads_of_process, threads_that_pay
 
 
 class LocalRuntime(AbstractContextManager["LocalRuntime"]):

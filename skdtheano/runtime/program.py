@@ -25,9 +25,21 @@ from skdtheano.runtime.update import CompiledUpdate, TiledUpdate, Update
 #: The compile mode of `skdtheano.routine`: nothing to wait for, and nothing to allocate.
 NUMPY = "NUMPY"
 
+#: Of the values of one hidden layer.
+_LAYER_BYTES = 2**22
+
 _MAX_KEYS = 64
 #: Batches of so many sizes are remembered with their arrays.
 _MAX_BOUND = 256
+
+
+def rows_per_call(widest: int, dtype: str) -> int:
+    """Rows to compute with at once where all are visited, by the widest layer.
+
+    So many that setting a call up is small beside it, and so few that hidden layers stay in
+    a processor's last cache.
+    """
+    return max(256, _LAYER_BYTES // (max(widest, 1) * np.dtype(dtype).itemsize))
 
 
 class Piece(Protocol):
@@ -220,12 +232,17 @@ class Program:
             return [symbols.rows, *symbols.parameters], [symbols.outputs]
 
         piece = self._piece(("outputs", network), graph)
-        out = np.empty((rows.shape[0], len(parameters[-1])), network.dtype)
-        if network.sparse:
-            first = (rows @ parameters[0]).astype(network.dtype, copy=False)
-            piece.bind([first, *parameters[1:]], [out])()
-        else:
-            piece.bind([rows, *parameters], [out])()
+        n_rows, n_outputs = rows.shape[0], len(parameters[-1])
+        out = np.empty((n_rows, n_outputs), network.dtype)
+        widest = max(array.shape[-1] for array in parameters)
+        step = rows_per_call(widest, network.dtype)
+        for start in range(0, n_rows, step):
+            part = slice(start, min(start + step, n_rows))
+            if network.sparse:
+                first = (rows[part] @ parameters[0]).astype(network.dtype, copy=False)
+                piece.bind([first, *parameters[1:]], [out[part]])()
+            else:
+                piece.bind([rows[part], *parameters], [out[part]])()
         return out
 
     def update(

@@ -14,17 +14,13 @@ from skdtheano.runtime.collective import Collective
 from skdtheano.runtime.failures import NotFinite
 from skdtheano.runtime.order import Batches
 from skdtheano.runtime.parameters import Layout, TrainState
-from skdtheano.runtime.program import Program
+from skdtheano.runtime.program import Program, rows_per_call
 from skdtheano.runtime.scores import (
     ScoreSums,
     classification_sums,
     merge,
     regression_sums,
 )
-
-#: Rows per call where all rows are visited: bounds the memory for hidden layers, and the
-#: time for which a call may keep a worker's event loop from answering.
-PIECE_ROWS = 2**15
 
 
 @dataclass(frozen=True)
@@ -194,6 +190,11 @@ def _not_finite(workspace: Workspace, rows: np.ndarray, theta: np.ndarray) -> li
     return found
 
 
+def _rows_at_once(layout: Layout, theta: np.ndarray) -> int:
+    """It also bounds the time for which a worker's event loop may have to wait."""
+    return rows_per_call(max(layout.units), theta.dtype.name)
+
+
 def loss_sums(
     program: Program, layout: Layout, blocks: RowBlocks, theta: np.ndarray
 ) -> LossSums:
@@ -203,7 +204,7 @@ def loss_sums(
     part = np.empty_like(gradient)
     out = layout.views(part)
     loss = weight = 0.0
-    for batch in blocks.pieces(None, PIECE_ROWS):
+    for batch in blocks.pieces(None, _rows_at_once(layout, theta)):
         if batch.rows.shape[0]:
             loss += program.sums(parameters, batch.rows, batch.targets, batch.weights, out)
             weight += float(batch.weights.sum(dtype=np.float64))
@@ -219,7 +220,8 @@ def score_sums(
     none = np.zeros(1)
     parts = [ScoreSums(0, 0.0, 0.0, none, none, none, True)]
     # Of the targets as they were given: float32 would round large ones.
-    for batch in blocks.with_targets_of("float64").pieces(rows, PIECE_ROWS):
+    blocks = blocks.with_targets_of("float64")
+    for batch in blocks.pieces(rows, _rows_at_once(layout, theta)):
         outputs = program.outputs(parameters, batch.rows)
         activation = program.spec.network.output
         parts.append(output_sums(activation, batch.targets, outputs, batch.weights))
