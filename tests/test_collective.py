@@ -1,17 +1,25 @@
 """Sums between workers: exact, alike on every rank, and counted."""
 
+import gc
+import os
+import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import reduce
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
-from distributed import Client, get_worker, secede
+from distributed import Client, LocalCluster, get_worker, secede
 from numpy.testing import assert_array_equal
 
-from skdtheano.runtime.collective import Peers
-from skdtheano.runtime.mailbox import ExchangePlugin, Mailbox, RoundAborted
+from skdtheano.runtime.mailbox import ExchangePlugin, Mailbox, PeerLost, RoundAborted
+from skdtheano.runtime.peers import Peers
+from skdtheano.runtime.shared import SharedWire
 
 pytestmark = pytest.mark.cluster
 
@@ -21,87 +29,197 @@ def rank_vector(rank: int, step: int, size: int) -> np.ndarray:
 
 
 def in_round(
-    rank: int, addresses: list[str], round_id: str, act: Callable[[Peers], Any]
+    rank: int,
+    addresses: list[str],
+    round_id: str,
+    act: Callable[[Peers], Any],
+    shared_memory: bool,
+    host: str | None,
 ) -> Any:
     """Run `act` as one rank of a round; runs as a task."""
     worker = get_worker()
     key = str(worker.get_current_task())
     secede()
     plugin = worker.plugins[ExchangePlugin.name]
-    with Peers(plugin, round_id, rank, addresses, 5.0, key) as peers:
+    with (
+        dask.config.set({"skdtheano.host": host}),
+        Peers(plugin, round_id, rank, addresses, 5.0, key, shared_memory) as peers,
+    ):
         return act(peers)
 
 
-def run_round(client: Client, act: Callable[[Peers], Any]) -> list[Any]:
+def run_round(
+    client: Client,
+    act: Callable[[Peers], Any],
+    shared_memory: bool = True,
+    hosts: Sequence[str | None] | None = None,
+) -> list[Any]:
     """The futures of one task per worker."""
     client.register_plugin(ExchangePlugin())
     addresses = sorted(client.nthreads())
     round_id = uuid.uuid4().hex
     return [
-        client.submit(in_round, rank, addresses, round_id, act, workers=[address], pure=False)
+        client.submit(
+            in_round,
+            rank,
+            addresses,
+            round_id,
+            act,
+            shared_memory,
+            None if hosts is None else hosts[rank],
+            workers=[address],
+            pure=False,
+        )
         for rank, address in enumerate(addresses)
     ]
 
 
-@pytest.mark.parametrize("n_workers", [1, 2, 3])
+def summed(peers: Peers, size: int, dtype: str = "f8", steps: int = 4) -> list[Any]:
+    """What a rank has after some steps that leave the sum of the vectors in another one."""
+    kind = np.dtype(dtype)
+    vectors, whole = [peers.room(size, kind) for _ in range(2)], peers.room(size, kind)
+    share, told = peers.share(size, kind), []
+    for step in range(steps):
+        vector = vectors[step % 2]
+        vector[...] = rank_vector(peers.rank, step, size)
+        scalars, total = peers.sum((float(peers.rank), 0.5), vector)
+        assert total.shape == whole[share].shape
+        whole[share] = total
+        counted = peers.complete((1.0,), whole)
+        told.append((scalars, whole.copy(), counted))
+    return told
+
+
+def total_of(hosts: Sequence[Sequence[int]], step: int, size: int, dtype: str) -> np.ndarray:
+    """Ranks added in order on each host, then the hosts."""
+    sums = [
+        reduce(np.add, [rank_vector(rank, step, size).astype(dtype) for rank in ranks])
+        for ranks in hosts
+    ]
+    return reduce(np.add, sums)
+
+
+ROUNDS = {
+    "alone": (1, True, None, [[0]]),
+    "shared memory": (2, True, None, [[0, 1]]),
+    "shared memory, 3 ranks": (3, True, None, [[0, 1, 2]]),
+    "comms": (3, False, None, [[0], [1], [2]]),
+    "two hosts": (3, True, ["a", "b", "a"], [[0, 2], [1]]),
+}
+
+
+@pytest.mark.parametrize("kind", ROUNDS)
 @pytest.mark.parametrize("size", [1, 1000, 300_001], ids="{}-numbers".format)
 def test_sums_are_exact_and_the_same_bits_on_every_rank(
-    client_of: Callable[[int], Client], n_workers: int, size: int
+    client_of: Callable[[int], Client], kind: str, size: int
 ) -> None:
-    def act(peers: Peers) -> list[tuple[tuple[float, ...], np.ndarray]]:
-        return [
-            peers.sum((float(peers.rank), 0.5), rank_vector(peers.rank, step, size))
-            for step in range(3)
-        ]
+    n_workers, shared_memory, names, hosts = ROUNDS[kind]
 
-    client = client_of(n_workers)
-    results = client.gather(run_round(client, act))
-    for step in range(3):
-        expected = rank_vector(0, step, size)
-        for rank in range(1, n_workers):
-            expected = expected + rank_vector(rank, step, size)
-        for result in results:
-            scalars, vector = result[step]
-            assert scalars == (sum(range(n_workers)), 0.5 * n_workers)
-            assert_array_equal(vector, expected)
+    def act(peers: Peers) -> tuple[Any, ...]:
+        doubles = summed(peers, size), "f8"
+        return peers.hosts, doubles, (summed(peers, size, "f4"), "f4")
+
+    results = client_of(n_workers).gather(
+        run_round(client_of(n_workers), act, shared_memory, names)
+    )
+    for found, *runs in results:
+        assert found == hosts
+        for run, dtype in runs:
+            for step, (scalars, whole, _) in enumerate(run):
+                assert scalars == (sum(range(n_workers)), 0.5 * n_workers)
+                assert_array_equal(whole, total_of(hosts, step, size, dtype))
 
 
-@pytest.mark.parametrize(
-    ("size", "per_sum", "vectors"),
-    [(100, 2, 2.0), (300_000, 4, 4 / 3)],
-    ids=["all to all", "by slices"],
-)
-def test_a_sum_costs_each_of_three_ranks_so_many_messages_and_bytes(
-    client_of: Callable[[int], Client], size: int, per_sum: int, vectors: float
+def test_where_a_segment_cannot_be_read_all_ranks_fall_back_to_comms(
+    client_of: Callable[[int], Client],
 ) -> None:
-    """All to all sends the vector to both others; slices send 2 (n - 1) / n of it."""
-    steps = 5
+    """One rank of three hands out a token that is not that of its segment."""
 
-    def act(peers: Peers) -> tuple[int, int]:
-        sent: list[int] = []
-        exchange = peers._exchange
+    def act(peers: Peers) -> tuple[Any, Any]:
+        return peers.hosts, summed(peers, 1000)
 
-        def counted(outgoing: dict[int, Any]) -> Any:
-            sent.extend(vector.nbytes for _, vector in outgoing.values())
-            return exchange(outgoing)
+    def spoil(dask_worker: Any) -> None:
+        def card(wire: SharedWire) -> dict[str, Any]:
+            return {**SharedWire._true_card(wire), "token": "00" * 32}
 
-        vars(peers)["_exchange"] = counted
-        for _ in range(steps):
-            peers.sum((), np.ones(size))
-        return len(sent), sum(sent)
+        vars(SharedWire).get("_true_card") or setattr(
+            SharedWire, "_true_card", SharedWire.card
+        )
+        setattr(SharedWire, "card", card)  # noqa: B010
+
+    def mend(dask_worker: Any) -> None:
+        setattr(SharedWire, "card", SharedWire._true_card)  # noqa: B010
 
     client = client_of(3)
-    for messages, n_bytes in client.gather(run_round(client, act)):
-        assert messages == steps * per_sum
-        assert n_bytes == pytest.approx(steps * vectors * 8 * size, rel=1e-4)
+    victim = sorted(client.nthreads())[1:2]
+    client.run(spoil, workers=victim)
+    try:
+        results = client.gather(run_round(client, act))
+    finally:
+        client.run(mend, workers=victim)
+    for found, run in results:
+        assert found == [[0], [1], [2]]
+        for step, (_, whole, _) in enumerate(run):
+            assert_array_equal(whole, total_of(found, step, 1000, "f8"))
+
+
+@pytest.mark.parametrize("shared_memory", [True, False], ids=["shared memory", "comms"])
+def test_rounds_leave_no_descriptor_and_no_mapping(
+    client: Client, shared_memory: bool
+) -> None:
+    def act(peers: Peers) -> None:
+        summed(peers, 100_000)
+
+    client.gather(run_round(client, act, shared_memory))  # connects the workers for good
+    before = client.run(_litter)
+    for _ in range(5):
+        client.gather(run_round(client, act, shared_memory))
+    assert client.run(_litter) == before
+    assert all(n == 0 for n, _ in before.values())
+
+
+def _litter() -> tuple[int, int]:
+    """Segments that are open or mapped, and pipes that are open."""
+    gc.collect()
+    names = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing
+            names.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    names += Path("/proc/self/maps").read_text().splitlines()
+    segments = sum("memfd:skdtheano" in name for name in names)
+    return segments, sum(name.startswith("pipe:") for name in names)
+
+
+def test_a_killed_rank_ends_the_round_of_the_others_at_once() -> None:
+    """In mid-round, where nothing but memory is exchanged, its name is told."""
+
+    def act(peers: Peers) -> None:
+        summed(peers, 100_000)
+        if peers.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        summed(peers, 100_000)
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        lost = sorted(client.nthreads())[1]
+        first, _ = run_round(client, act)
+        failure = first.exception(timeout=20)
+    assert isinstance(failure, PeerLost)
+    assert f"worker {lost} closed its connection" in str(failure)
 
 
 def test_a_rank_that_fails_tells_the_others_why(client: Client) -> None:
     def act(peers: Peers) -> None:
-        peers.sum((), np.ones(3))
+        ones = peers.room(3, np.dtype("f8"))
+        peers.sum((), ones)
         if peers.rank == 1:
             raise ZeroDivisionError("no rows")
-        peers.sum((), np.ones(3))
+        peers.sum((), ones)
 
     first, second = run_round(client, act)
     assert isinstance(second.exception(), ZeroDivisionError)
@@ -113,13 +231,21 @@ def test_a_rank_that_fails_tells_the_others_why(client: Client) -> None:
 def test_a_cancelled_round_ends_while_it_waits(client: Client) -> None:
     def act(peers: Peers) -> None:
         if peers.rank == 0:
-            peers.sum((), np.ones(3))
+            peers.sum((), peers.room(3, np.dtype("f8")))
         get_worker().log_event("ended", peers.rank)
 
     client.register_plugin(ExchangePlugin())
     addresses = sorted(client.nthreads())
     alone = client.submit(
-        in_round, 0, addresses, uuid.uuid4().hex, act, workers=[addresses[0]], pure=False
+        in_round,
+        0,
+        addresses,
+        uuid.uuid4().hex,
+        act,
+        True,
+        None,
+        workers=[addresses[0]],
+        pure=False,
     )
     plugin_rounds = client.run(_open_rounds, workers=[addresses[0]])
     while plugin_rounds[addresses[0]] == 0:  # until the task has taken its seat

@@ -95,6 +95,10 @@ Gathered: TypeAlias = tuple[np.ndarray, int, Batch | None, float]
 class Batches(Protocol):
     """One rank's share of an epoch."""
 
+    @property
+    def batch_size(self) -> int:
+        """Rows of each whole minibatch, but for the last one."""
+
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         """Yield, for each minibatch, local row numbers and the size of the whole batch."""
 
@@ -326,6 +330,10 @@ class KeyedBatches:
     places: RowMap
     rank: int
     epoch: int
+
+    @property
+    def batch_size(self) -> int:
+        return self.order.batch_size
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         for rows, size, _ in self._cut(lambda rows: None):

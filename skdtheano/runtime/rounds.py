@@ -22,6 +22,7 @@ from skdtheano.runtime.failures import (
     RoundsFailed,
     ValueLost,
 )
+from skdtheano.runtime.hosts import may_share
 from skdtheano.runtime.mailbox import RoundAborted
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import Epoch, HeldOut, ListedBatches
@@ -131,6 +132,7 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
 
     def _run_round(self, epoch: Epoch, settings: StepSettings) -> float:
         round_id = f"skdtheano-epoch-{settings.epoch}-{uuid.uuid4().hex[:12]}"
+        is_shared = may_share()
         tasks: list[Handle] = []
         try:
             for rank, batches in enumerate(epoch.shares(self._shares.places)):
@@ -144,7 +146,13 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
                         self._sent(batches, worker),
                         settings,
                         self._keeps,
-                        Seat(round_id, rank, self._shares.workers, self._site.deadline),
+                        Seat(
+                            round_id,
+                            rank,
+                            self._shares.workers,
+                            self._site.deadline,
+                            is_shared,
+                        ),
                         key=f"{round_id}-{rank}",
                         workers=[worker],
                         priority=10,

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from dask.sizeof import sizeof
 from distributed import Worker, get_worker, secede
+from distributed.core import Status
 
+from skdtheano.runtime.blas import blas_threads, threads_that_pay
 from skdtheano.runtime.blocks import Block, RowBlocks
-from skdtheano.runtime.collective import Peers
 from skdtheano.runtime.mailbox import ExchangePlugin, RoundAborted
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import Batches, KeyedBatches
 from skdtheano.runtime.parameters import TrainState
+from skdtheano.runtime.peers import Peers
 from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.steps import (
@@ -142,6 +144,7 @@ class Seat:
     rank: int
     addresses: list[str]
     deadline: float
+    shared_memory: bool
 
 
 def itself(block: Block) -> Block:
@@ -164,17 +167,37 @@ def train_round(
     secede()
     plugin = worker.plugins[ExchangePlugin.name]
     assert isinstance(plugin, ExchangePlugin)
-    state = before.state.copy()
+    given = before.state
+    state = TrainState(given.theta, list(given.slots), given.step)
     with (
-        Peers(plugin, seat.round_id, seat.rank, seat.addresses, seat.deadline, key) as peers,
+        Peers(
+            plugin,
+            seat.round_id,
+            seat.rank,
+            seat.addresses,
+            seat.deadline,
+            key,
+            seat.shared_memory,
+        ) as peers,
         Program(model.spec) as program,
     ):
         rows = _rows(model, blocks)
         if isinstance(rows.blocks, _StoredBlocks) and isinstance(batches, KeyedBatches):
             rows.blocks.make_room(batches.most_rows())
         workspace = Workspace(program, model.layout, rows)
-        loss = run_epoch(workspace, batches, state, settings, peers)
-    return RoundResult(state, loss, before.state.theta if keep else before.best)
+        n_rows = batches.batch_size // len(seat.addresses)
+        n_threads = threads_that_pay(model.layout, n_rows, _own_threads(worker))
+        with blas_threads(n_threads):
+            loss = run_epoch(workspace, batches, state, settings, peers)
+        # A copy: what the ranks share goes with the round.
+        state = state.copy()
+    return RoundResult(state, loss, given.theta if keep else before.best)
+
+
+def _own_threads(worker: Worker) -> int:
+    """Cores that are this worker's, as far as dask tells; of those that share a process, 1."""
+    alone = len([w for w in Worker._instances if w.status is not Status.closed]) == 1
+    return max(worker.state.nthreads, 1) if alone else 1
 
 
 def report_of(result: RoundResult) -> tuple[float, RoundResult | None]:

@@ -98,6 +98,9 @@ class _Trapped:
         self.peers, self.at, self.spring = peers, at, spring
         self.n_sums = 0
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.peers, name)
+
     def sum(self, scalars: tuple[float, ...], vector: np.ndarray) -> Any:
         self.n_sums += 1
         if self.n_sums == self.at and self.spring(self.peers):
@@ -118,7 +121,7 @@ def _freeze(worker: Worker, peers: Any) -> None:
 def _cut(worker: Worker, peers: Any) -> None:
     """Abort the connections to the peers or, where there are none, to the scheduler."""
     time.sleep(0.1)  # until the event has left, and the peers are connected
-    comms = [] if peers is None else list(peers._comms.values())
+    comms = [] if peers is None else list(peers._watch.comms.values())
     for comm in comms or [worker.batched_stream.comm]:
         worker.loop.add_callback(comm.abort)
 
