@@ -119,9 +119,8 @@ def test_sums_are_exact_and_the_same_bits_on_every_rank(
         doubles = summed(peers, size), "f8"
         return peers.hosts, doubles, (summed(peers, size, "f4"), "f4")
 
-    results = client_of(n_workers).gather(
-        run_round(client_of(n_workers), act, shared_memory, names)
-    )
+    client = client_of(n_workers)
+    results = client.gather(run_round(client, act, shared_memory, names))
     for found, *runs in results:
         assert found == hosts
         for run, dtype in runs:
