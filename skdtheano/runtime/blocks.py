@@ -215,7 +215,7 @@ class BatchRoom:
             stop = start + len(numbers)
             if not isinstance(block.rows, np.ndarray):
                 sparse.append(block.rows[numbers])
-            elif block.rows.flags.c_contiguous:
+            elif block.rows.flags.c_contiguous and block.rows.flags.aligned:
                 # "clip" writes straight into `out`; the numbers are those of rows.
                 np.take(block.rows, numbers, axis=0, out=batch.rows[start:stop], mode="clip")
             else:  # of which `take` would copy the whole table first
