@@ -94,11 +94,15 @@ def _check_held_out(n_rows: int) -> None:
 
 
 def _batch_rows(estimator: Any, n_rows: int) -> int:
-    if estimator.batch_size == "auto":
-        return min(200, n_rows)
-    if estimator.batch_size > n_rows:
+    if estimator.batch_size != "auto" and estimator.batch_size > n_rows:
         warn_user(
             "Got `batch_size` less than 1 or larger than sample size. It is going to be "
             "clipped"
         )
-    return int(np.clip(estimator.batch_size, 1, n_rows))
+    return batch_rows(estimator, n_rows)
+
+
+def batch_rows(estimator: Any, n_rows: int) -> int:
+    """Rows of a minibatch, of so many."""
+    wanted = 200 if estimator.batch_size == "auto" else estimator.batch_size
+    return int(np.clip(wanted, 1, n_rows))

@@ -71,19 +71,22 @@ def initialize(
         vars(estimator).pop(learned, None)
 
 
+def new_rule(estimator: Any) -> Optimizer:
+    """The optimizer of a fit by steps, as its parameters say."""
+    if estimator.solver == "adam":
+        return Adam(estimator.beta_1, estimator.beta_2, estimator.epsilon)
+    return SGD(estimator.momentum, bool(estimator.nesterovs_momentum))
+
+
 def optimizer_of(estimator: Any, theta: np.ndarray, going_on: bool) -> OptimizerState | None:
     """The optimizer to train with: a new one, or with `partial_fit` the last one."""
     kept: OptimizerState | None = getattr(estimator, "_optimizer", None)
     if going_on and kept is not None:
         slots = [slot.astype(theta.dtype, copy=False) for slot in kept.slots]
         return replace(kept, slots=slots)
-    rule: Optimizer
-    if estimator.solver == "adam":
-        rule = Adam(estimator.beta_1, estimator.beta_2, estimator.epsilon)
-    elif estimator.solver == "sgd":
-        rule = SGD(estimator.momentum, bool(estimator.nesterovs_momentum))
-    else:
+    if estimator.solver == "lbfgs":
         return None
+    rule = new_rule(estimator)
     return OptimizerState(
         rule=rule,
         # Adam has no schedule: as in scikit-learn, learning_rate is SGD's alone.

@@ -15,20 +15,27 @@ from sklearn.base import BaseEstimator, _fit_context, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 
-from skdtheano.estimators.batch_order import batch_order
+from skdtheano.estimators.batch_order import batch_order, batch_rows
 from skdtheano.estimators.checkpoints import FitCheckpoint, check_checkpoint
 from skdtheano.estimators.fitted_state import (
     OptimizerState,
     initialize,
     keep,
+    new_rule,
     optimizer_of,
     progress_of,
 )
 from skdtheano.estimators.reading import Targets, is_distributed
-from skdtheano.estimators.training_data import TrainingData, data_at_site, data_in_memory
+from skdtheano.estimators.training_data import (
+    Shape,
+    TrainingData,
+    data_at_site,
+    data_in_memory,
+)
 from skdtheano.graphs.network import Network
 from skdtheano.runtime.clients import outside_the_slots, resolve_client
 from skdtheano.runtime.cluster import ClusterSite
+from skdtheano.runtime.crew import Trial, crew_size
 from skdtheano.runtime.failures import EndedEarly
 from skdtheano.runtime.local import LocalRuntime
 from skdtheano.runtime.model import Model
@@ -39,6 +46,7 @@ from skdtheano.runtime.rounds import ClusterRuntime
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.shares import Shares
 from skdtheano.runtime.sites import LocalSite, Site
+from skdtheano.runtime.steps import StepSettings
 from skdtheano.training import (
     FullBatch,
     Progress,
@@ -232,9 +240,13 @@ class DistributedPerceptron(BaseEstimator, ABC):
             X, y, n_outputs, encode = self._data_in_memory(X, y, anew, going_on)
             return data_in_memory(X, y, sample_weight, n_outputs, encode, site)
         targets = self._targets(going_on)
-        data = data_at_site(self, X, y, sample_weight, targets, site, anew)
-        self._keep_targets(targets)
-        return data
+
+        def choose_crew(shape: Shape) -> None:
+            self._keep_targets(targets)
+            if isinstance(site, ClusterSite) and self.solver != "lbfgs":
+                site.crew = crew_size(site, self._trial(shape), shape.nbytes)
+
+        return data_at_site(self, X, y, sample_weight, targets, site, anew, choose_crew)
 
     def _begin(
         self, data: TrainingData, rng: np.random.RandomState, anew: bool, going_on: bool
@@ -249,23 +261,35 @@ class DistributedPerceptron(BaseEstimator, ABC):
         dtype = "float64" if self.solver == "lbfgs" else self.coefs_[0].dtype.name
         theta = layout.pack([*self.coefs_, *self.intercepts_], np.dtype(dtype))
         optimizer = optimizer_of(self, theta, going_on)
-        output, loss = self._output()
-        network = Network(
-            n_products=len(units) - 1,
-            activation=self.activation,
-            output=output,
-            row_dtype=data.row_dtype,
-            dtype=dtype,
-            sparse=data.sparse,
-        )
         rule = None if optimizer is None else optimizer.rule.rule
-        model = Model(ProgramSpec(network, loss, rule, check_mode(self.mode)), layout)
+        model = self._model(data.shape, dtype, rule)
         progress = progress_of(self)
         if optimizer is None:
             return model, TrainState(theta), progress, None
         progress.learning_rate = optimizer.learning_rate
         state = TrainState(theta, list(optimizer.slots), optimizer.step)
         return model, state, progress, optimizer
+
+    def _model(self, shape: Shape, dtype: str, rule: str | None) -> Model:
+        units = (shape.n_features, *self._hidden_sizes(), shape.n_outputs)
+        output, loss = self._output()
+        network = Network(
+            n_products=len(units) - 1,
+            activation=self.activation,
+            output=output,
+            row_dtype=shape.row_dtype,
+            dtype=dtype,
+            sparse=shape.sparse,
+        )
+        return Model(ProgramSpec(network, loss, rule, check_mode(self.mode)), Layout(units))
+
+    def _trial(self, shape: Shape) -> Trial:
+        """Steps like those of this fit, to be tried on one worker and on several."""
+        rule = new_rule(self)
+        model = self._model(shape, shape.row_dtype, rule.rule)
+        batch_size = batch_rows(self, shape.n_rows)
+        settings = StepSettings(rule, 1e-3, 0.0, epoch=0, may_diverge=True)
+        return Trial(model, batch_size, settings)
 
     def _train_by_steps(
         self,

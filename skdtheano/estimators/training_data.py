@@ -4,6 +4,7 @@ Data in memory goes through scikit-learn's own validation, message for message. 
 collections are looked at block by block where they lie; see `skdtheano.runtime.tables`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,21 @@ from skdtheano.estimators.reading import Targets, check_weight_sum, read_aligned
 from skdtheano.runtime.blocks import Block
 from skdtheano.runtime.placing import Encode, place_blocks, row_dtype
 from skdtheano.runtime.sites import Handle, Site
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What rows to train on are like, before they are placed."""
+
+    n_rows: int
+    n_features: int
+    n_outputs: int
+    row_dtype: str
+    sparse: bool
+
+    @property
+    def nbytes(self) -> int:
+        return self.n_rows * self.n_features * np.dtype(self.row_dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,10 @@ class TrainingData:
     @property
     def n_rows(self) -> int:
         return sum(self.lengths)
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.n_rows, self.n_features, self.n_outputs, self.row_dtype, self.sparse)
 
     def true_rows(self) -> np.ndarray:
         """The one binary target of every row, at the caller: shape (n_rows, 1), bool.
@@ -92,10 +112,12 @@ def data_at_site(
     targets: Targets,
     site: Site,
     reset: bool,
+    before_placing: Callable[[Shape], None],
 ) -> TrainingData:
     """Training rows from any mix of dask collections and data in memory.
 
-    Parameters and errors are those of `skdtheano.estimators.reading.read_aligned`.
+    Parameters and errors are those of `skdtheano.estimators.reading.read_aligned`;
+    `before_placing` is called once the shape of the data is known, and before rows move.
     """
     if y is None:
         raise ValueError(
@@ -106,11 +128,13 @@ def data_at_site(
     rows = aligned.rows
     dtype = row_dtype(rows.reports)
     sparse = any(report.sparse for report in rows.reports)
+    n_features = rows.reports[0].n_columns
+    assert n_features is not None
+    shape = Shape(sum(rows.lengths), n_features, aligned.n_outputs, dtype, sparse)
+    before_placing(shape)
     handles, lengths, numbers = place_blocks(
         rows, aligned.truth, aligned.weights, site, dtype, sparse, aligned.encode
     )
-    n_features = rows.reports[0].n_columns
-    assert n_features is not None
     return TrainingData(
         site, handles, lengths, numbers, n_features, aligned.n_outputs, dtype, sparse
     )

@@ -23,6 +23,7 @@ from skdtheano.runtime.sites import Check, Handle
 from skdtheano.runtime.workers import (
     Heartbeats,
     first_owners,
+    packed,
     restart,
     seconds_of,
     stuck_workers,
@@ -67,6 +68,9 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
         self.client = client
         self.deadline = seconds_of("skdtheano.worker-deadline", 30.0)
         self.patience = seconds_of("skdtheano.no-worker-timeout", 30.0)
+        #: How many of the workers are to hold blocks; None for all.
+        self.crew: int | None = None
+        self._members: list[str] = []
         self._heartbeats = Heartbeats()
         self._futures: WeakValueDictionary[int, Handle] = WeakValueDictionary()
         for attempts_left in reversed(range(_ATTEMPTS)):
@@ -167,7 +171,7 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
         self, handles: Sequence[Handle], lengths: Sequence[int]
     ) -> list[dict[str, Any]]:
         self.wait(handles)
-        workers = self.available_workers()
+        workers = self.crew_now()
         chosen = first_owners(lengths, self.holders(handles, workers), workers)
         # allow_other_workers: a block whose worker is lost is made again elsewhere.
         return [{"workers": [worker], "allow_other_workers": True} for worker in chosen]
@@ -316,6 +320,16 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
             time.sleep(_POLL_SECONDS)
         running = [a for a, worker in known.items() if worker["status"] == "running"]
         return running or list(known)
+
+    def crew_now(self) -> list[str]:
+        """Of the workers that take tasks, those that are to hold blocks."""
+        workers = self.available_workers()
+        if self.crew is None:
+            return workers
+        kept = [worker for worker in self._members if worker in workers]
+        others = [worker for worker in packed(workers) if worker not in kept]
+        self._members = [*kept, *others][: self.crew]
+        return self._members
 
     def stuck_workers(self, addresses: Sequence[str], tasks: Sequence[Handle]) -> list[str]:
         """Workers that are paused, with some of the tasks not begun."""

@@ -161,6 +161,7 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
             report = self._site.submit(
                 report_of,
                 tasks[0],
+                len(tasks),
                 workers=[self._shares.workers[0]],
                 key=f"{round_id}-report",
             )

@@ -85,7 +85,7 @@ class Shares:
         """
         self.site.wait(self._blocks)
         self._raise_lost()
-        known = self.site.available_workers()
+        known = self.site.crew_now()
         self._known = set(known)
         holders = self.site.holders(self._blocks, known)
         owners = self._choose(self._lengths, holders, known)
@@ -98,7 +98,7 @@ class Shares:
 
     def are_current(self) -> bool:
         """Whether no worker has joined or left since blocks were shared out."""
-        return set(self.site.available_workers()) == self._known
+        return set(self.site.crew_now()) == self._known
 
     def blocks_of(self, rank: int) -> list[Handle] | Stored:
         """An argument for a task that stands for the rank's blocks."""

@@ -1,7 +1,9 @@
 """What runs as a task on a dask worker during a fit."""
 
 import asyncio
+import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ from skdtheano.runtime.blas import blas_threads, threads_that_pay
 from skdtheano.runtime.blocks import Block, RowBlocks
 from skdtheano.runtime.mailbox import ExchangePlugin, RoundAborted
 from skdtheano.runtime.model import Model
-from skdtheano.runtime.order import Batches, KeyedBatches
+from skdtheano.runtime.order import Batches, KeyedBatches, ListedBatches
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.peers import Peers
 from skdtheano.runtime.program import Program
@@ -30,6 +32,7 @@ from skdtheano.runtime.steps import (
 
 #: A state of more bytes stays on the workers, which all have it.
 _REPORTED_BYTES = 2**20
+_REPORTED_BYTES_OF_ONE = 2**26
 
 #: Seconds within which blocks come from the disk, or go there, or the round is given up.
 _DISK_SECONDS = 60.0
@@ -162,36 +165,69 @@ def train_round(
     seat: Seat,
 ) -> RoundResult:
     """One worker's part of an epoch; with `keep` its beginning is the best so far."""
+    given = before.state
+    state = TrainState(given.theta, list(given.slots), given.step)
+    with _taken(seat) as peers, Program(model.spec) as program:
+        rows = _rows(model, blocks)
+        if isinstance(rows.blocks, _StoredBlocks) and isinstance(batches, KeyedBatches):
+            rows.blocks.make_room(batches.most_rows())
+        workspace = Workspace(program, model.layout, rows)
+        with _threads(model, batches.batch_size // len(seat.addresses)):
+            loss = run_epoch(workspace, batches, state, settings, peers)
+        # A copy: what the ranks share goes with the round.
+        state = state.copy()
+    return RoundResult(state, loss, given.theta if keep else before.best)
+
+
+def timed_steps(
+    model: Model, n_rows: int, n_steps: int, settings: StepSettings, seat: Seat
+) -> float:
+    """Seconds of a step on made-up rows, of which each rank has `n_rows`: the least of 3."""
+    rng = np.random.default_rng(0)
+    layout, dtype = model.layout, model.dtype
+    rows = rng.random((n_rows, layout.units[0])).astype(model.spec.network.row_dtype)
+    targets = rng.random((n_rows, layout.units[-1])).astype(dtype)
+    theta = rng.uniform(-0.1, 0.1, layout.n_parameters).astype(dtype)
+    n_slots = settings.optimizer.n_slots
+    state = TrainState(theta, [np.zeros_like(theta) for _ in range(n_slots)])
+    size, n_ranks = n_rows * len(seat.addresses), len(seat.addresses)
+
+    def batches(n: int) -> ListedBatches:
+        counts = np.full(n, n_rows, np.int64)
+        return ListedBatches(np.tile(np.arange(n_rows), n), counts, size, n * size)
+
+    with _taken(seat) as peers, Program(model.spec) as program:
+        workspace = Workspace(program, layout, model.rows_of([Block(rows, targets, None)]))
+        times = []
+        with _threads(model, size // n_ranks):
+            for n in (1, n_steps, n_steps, n_steps):  # the first one binds, and compiles
+                began = time.perf_counter()
+                run_epoch(workspace, batches(n), state, settings, peers)
+                times.append((time.perf_counter() - began) / n)
+    return min(times[1:])
+
+
+def _taken(seat: Seat) -> Peers:
+    """Give the task's thread slot up, and take part in the round of its seat."""
     worker = get_worker()
     key = str(worker.get_current_task())
     secede()
     plugin = worker.plugins[ExchangePlugin.name]
     assert isinstance(plugin, ExchangePlugin)
-    given = before.state
-    state = TrainState(given.theta, list(given.slots), given.step)
-    with (
-        Peers(
-            plugin,
-            seat.round_id,
-            seat.rank,
-            seat.addresses,
-            seat.deadline,
-            key,
-            seat.shared_memory,
-        ) as peers,
-        Program(model.spec) as program,
-    ):
-        rows = _rows(model, blocks)
-        if isinstance(rows.blocks, _StoredBlocks) and isinstance(batches, KeyedBatches):
-            rows.blocks.make_room(batches.most_rows())
-        workspace = Workspace(program, model.layout, rows)
-        n_rows = batches.batch_size // len(seat.addresses)
-        n_threads = threads_that_pay(model.layout, n_rows, _own_threads(worker))
-        with blas_threads(n_threads):
-            loss = run_epoch(workspace, batches, state, settings, peers)
-        # A copy: what the ranks share goes with the round.
-        state = state.copy()
-    return RoundResult(state, loss, given.theta if keep else before.best)
+    return Peers(
+        plugin,
+        seat.round_id,
+        seat.rank,
+        seat.addresses,
+        seat.deadline,
+        key,
+        seat.shared_memory,
+    )
+
+
+def _threads(model: Model, n_rows: int) -> AbstractContextManager[None]:
+    n_own = _own_threads(get_worker())
+    return blas_threads(threads_that_pay(model.layout, n_rows, n_own))
 
 
 def _own_threads(worker: Worker) -> int:
@@ -200,12 +236,14 @@ def _own_threads(worker: Worker) -> int:
     return max(worker.state.nthreads, 1) if alone else 1
 
 
-def report_of(result: RoundResult) -> tuple[float, RoundResult | None]:
+def report_of(result: RoundResult, n_copies: int) -> tuple[float, RoundResult | None]:
     """What the caller of a round gets: its loss; and all of it, where that is little.
 
-    With it a fit survives the loss of all its workers.
+    With it a fit survives the loss of all its workers. Where only one has a copy, more than
+    a little is worth it.
     """
-    return result.loss, result if sizeof(result) <= _REPORTED_BYTES else None
+    limit = _REPORTED_BYTES if n_copies > 1 else _REPORTED_BYTES_OF_ONE
+    return result.loss, result if sizeof(result) <= limit else None
 
 
 def score_blocks(

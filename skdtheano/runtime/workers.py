@@ -153,6 +153,15 @@ def _with_waiting(dask_scheduler: Any, paused: list[str], keys: list[Any]) -> li
     return stuck
 
 
+def packed(workers: Sequence[str]) -> list[str]:
+    """Workers with those of one host together: the first few are on as few hosts as can be."""
+    hosts: dict[str, list[str]] = {}
+    for worker in sorted(workers):
+        hosts.setdefault(worker.rsplit(":", 1)[0], []).append(worker)
+    largest_first = sorted(hosts.values(), key=len, reverse=True)
+    return [worker for host in largest_first for worker in host]
+
+
 def first_owners(
     lengths: Sequence[int], holders: Sequence[str | None], workers: Sequence[str]
 ) -> list[str]:
