@@ -6,8 +6,8 @@ For each number of workers and of bytes, microseconds per sum (median over the s
 round, the slowest rank), and beside them what bounds them on this machine:
 
 - *shared memory*: `sum`, and `sum` with the `complete` that fills in the others' shares;
-- *memory bound*: what must move for these, by one process alone: for the sum, adding the
-  share of each other rank; with `complete`, copying the shares of the others;
+- *memory*: what must move for these, by as many processes that do not wait for each other:
+  for the sum, adding the share of each other rank; with `complete`, copying the others';
 - *comms*: `sum` over dask's comms from worker to worker;
 - *bare message*: messages of that size from every worker to every other one at a time, sent
   by their event loops as they are, without threads or sums;
@@ -25,7 +25,7 @@ import statistics
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def timed_sums(
     n, times = n_bytes // 8, times_for(n_bytes)
     with Peers(plugin, round_id, rank, addresses, 30.0, key, shared_memory) as peers:
         vectors = [peers.room(n, F8) for _ in range(2)]
-        whole, share = peers.room(n, F8), peers.share(n, F8)
+        whole = peers.room(n, F8)
         for vector in (*vectors, whole):
             vector[...] = 1
 
@@ -77,29 +77,51 @@ def timed_sums(
             peers.complete((0.0,), whole)
 
         alone = microseconds(lambda i: peers.sum((1.0, 2.0), vectors[i % 2]), times)
-        del share
         return alone, microseconds(both, times)
 
 
-def memory_bound(n_bytes: int, n_ranks: int, is_shared: bool) -> tuple[float, float]:
+def memory_rank(_: int, n_bytes: int, n_ranks: int, is_shared: bool, told: Any) -> None:
     """Microseconds of the additions of a rank, and of these and its copies."""
     n = n_bytes // 8
-    vectors = [np.ones(n) for _ in range(n_ranks)]
+    turns = [[np.ones(n) for _ in range(n_ranks)] for _ in range(2)]
     end = n // n_ranks if is_shared else n
-    out, whole = np.ones(end), np.ones(n)
+    out, wholes = np.ones(end), [np.ones(n) for _ in range(2)]
 
-    def add(_: int) -> None:
-        np.add(vectors[0][:end], vectors[1][:end], out=out)
+    def add(i: int) -> None:
+        vectors = turns[i % 2]
+        total = vectors[0][:end] if is_shared else out
+        np.add(vectors[0][:end], vectors[1][:end], out=total)
         for vector in vectors[2:]:
-            np.add(out, vector[:end], out=out)
+            np.add(total, vector[:end], out=total)
 
     def both(i: int) -> None:
         add(i)
         if is_shared:
-            whole[end:] = vectors[1][end:]
+            wholes[0][end:] = wholes[1][end:]
 
     times = times_for(n_bytes)
-    return microseconds(add, times), microseconds(both, times)
+    told.send((microseconds(add, times), microseconds(both, times)))
+
+
+def memory_bound(n_bytes: int, n_ranks: int, is_shared: bool) -> tuple[float, float]:
+    """The slowest of so many processes at once, which do not wait for each other."""
+    told = in_processes(memory_rank, range(n_ranks), n_bytes, n_ranks, is_shared)
+    return max(alone for alone, _ in told), max(both for _, both in told)
+
+
+def in_processes(run: Callable[..., None], each: Iterable[Any], *given: Any) -> list[Any]:
+    """What functions send through the pipe that is their last argument, run side by side."""
+    context = multiprocessing.get_context("fork")
+    ends, processes = [], []
+    for one in each:
+        here, there = context.Pipe()
+        ends.append(here)
+        processes.append(context.Process(target=run, args=(one, *given, there)))
+        processes[-1].start()
+    told = [end.recv() for end in ends]
+    for process in processes:
+        process.join()
+    return told
 
 
 async def bare_messages(
@@ -166,18 +188,7 @@ def raw_tcp(n_bytes: int) -> float:
         ends = [socket.create_connection(server.getsockname()), server.accept()[0]]
     for end in ends:
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    context = multiprocessing.get_context("fork")
-    pipes = [context.Pipe() for _ in ends]
-    processes = [
-        context.Process(target=tcp_rank, args=(end, n_bytes, pipe[1]))
-        for end, pipe in zip(ends, pipes, strict=True)
-    ]
-    for process in processes:
-        process.start()
-    told = [float(pipe[0].recv()) for pipe in pipes]
-    for process in processes:
-        process.join()
-    return max(told)
+    return float(max(in_processes(tcp_rank, ends, n_bytes)))
 
 
 def in_memory(n_bytes: int, n_ranks: int) -> dict[str, float]:

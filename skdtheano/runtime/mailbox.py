@@ -101,8 +101,16 @@ class ExchangePlugin(WorkerPlugin):
             self._end(round_id, "the round has ended")
 
     def receive(
-        self, round_id: str, step: int, source: int, scalars: list[float], vector: np.ndarray
+        self,
+        round_id: str,
+        step: int,
+        source: int,
+        scalars: list[float],
+        vector: np.ndarray | bytes,
+        dtype: str = "<f8",
     ) -> None:
+        if isinstance(vector, bytes):
+            vector = np.frombuffer(vector, dtype)
         with self._lock:
             if round_id in self._ended:
                 return
