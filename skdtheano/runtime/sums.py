@@ -61,7 +61,7 @@ class Sums:
         if len(self._leaders) == 1:
             return self._sum_of_host(scalars, vector, None)
         if len(self._host) == 1:
-            return self._sum_of_leaders(scalars, vector, self._private("sum", vector))
+            return self._sum_of_leaders(scalars, vector, None)
         return self._sum_of_hosts(scalars, vector)
 
     def complete(self, scalars: tuple[float, ...], vector: np.ndarray) -> tuple[float, ...]:
@@ -102,16 +102,22 @@ class Sums:
         return added([parts[rank] for rank in self._host], total[mine])
 
     def _sum_of_leaders(
-        self, scalars: tuple[float, ...], vector: np.ndarray, total: np.ndarray
+        self, scalars: tuple[float, ...], vector: np.ndarray, total: np.ndarray | None
     ) -> tuple[tuple[float, ...], np.ndarray]:
-        """The sum over the leaders, of whom this rank is one, in `total`."""
+        """The sum over the leaders, of whom this rank is one, in `total` if that is given."""
         ranks, n = self._leaders, len(vector)
         others = self._others(ranks)
         if not self._between.slices_pay(vector.nbytes, len(ranks)):
             to_all = dict.fromkeys(others, slice(0, n))
             parts = self._between.exchange(scalars, vector, to_all, to_all)
+            if total is None:  # what has come is nobody else's, and lies in the cache
+                came = [parts[rank][1] for rank in ranks[:2] if rank != self.rank]
+                usable = [array for array in came if array.flags.writeable]
+                total = usable[0] if usable else self._private("sum", vector)
             parts[self.rank] = scalars, vector
             return added([parts[rank] for rank in ranks], total)
+        if total is None:
+            total = self._private("sum", vector)
         owned = dict(zip(ranks, slices_of(n, len(ranks)), strict=True))
         mine, of_others = owned[self.rank], {other: owned[other] for other in others}
         to_all = dict.fromkeys(others, mine)

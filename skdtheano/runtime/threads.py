@@ -99,7 +99,13 @@ class ThreadsWire:
             for rank in incoming:
                 self._wait_for(step, rank)
             there = {rank: board.parts[step, rank] for rank in incoming}
-        return {r: (there[r][0], there[r][1][part]) for r, part in incoming.items()}
+        received = {}
+        for rank, part in incoming.items():
+            theirs, whole = there[rank]
+            view = whole[part]
+            view.flags.writeable = False
+            received[rank] = theirs, view
+        return received
 
     def _wait_for(self, step: int, rank: int) -> None:
         board = self._board

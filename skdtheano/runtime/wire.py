@@ -41,7 +41,7 @@ class Wire(Protocol):
         Returns
         -------
         dict of int to Part
-            By rank, for those in `incoming`; views that may not be written to.
+            By rank, for those in `incoming`. A vector is read-only if others read it too.
         """
 
     def slices_pay(self, n_bytes: int, n_ranks: int) -> bool:
