@@ -328,7 +328,7 @@ def test_the_scan_sees(line: str) -> None:
     assert loading_places(line)
 
 
-def test_the_package_has_no_sockets_processes_or_shared_memory_of_its_own() -> None:
+def test_the_package_has_no_sockets_or_processes_of_its_own_and_one_place_for_memory() -> None:
     doors = {
         "http", "mmap", "multiprocessing", "os.system", "socket", "socketserver",
         "subprocess", "tornado", "urllib",
@@ -342,7 +342,10 @@ def test_the_package_has_no_sockets_processes_or_shared_memory_of_its_own() -> N
                 named = {node.module or ""}
             elif isinstance(node, ast.Attribute):
                 assert node.attr not in ("start_server", "create_server", "listen"), file
-            assert not {name.split(".")[0] for name in named} & doors, f"{file}: {named}"
+            found = {name.split(".")[0] for name in named} & doors
+            if file.name == "segments.py":  # anonymous, and read by the same user alone
+                found -= {"mmap"}
+            assert not found, f"{file}: {named}"
 
 
 def sources() -> dict[str, str]:

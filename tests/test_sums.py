@@ -1,7 +1,7 @@
 """Sums among ranks that are threads: exact, alike on every rank, and counted."""
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import chain
 from typing import Any
 
@@ -62,10 +62,9 @@ def test_every_rank_has_the_sum_in_the_order_of_ranks_and_hosts(
     hosts: list[list[int]], dtype: str, local_pays: int, between_pays: int
 ) -> None:
     n_ranks = len(list(chain(*hosts)))
-    for n in (1, 2, 7, 1000, 1003):  # fewer than ranks, and what they do not divide
-        results = run_ranks(
-            hosts, lambda one: stepped(one, n, dtype), local_pays, between_pays
-        )
+    for n in (2, 7, 1003):  # fewer than ranks, and what they do not divide
+        act = partial(stepped, n=n, dtype=dtype)
+        results = run_ranks(hosts, act, local_pays, between_pays)
         for rank, told in enumerate(results):
             [sharers] = [len(ranks) for ranks in hosts if rank in ranks]
             for step, (scalars, whole, counted) in enumerate(told):

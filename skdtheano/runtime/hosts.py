@@ -1,7 +1,6 @@
 """Which ranks of a round are on one host, so that they can share memory."""
 
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def host_of_process() -> str | None:
         numbers = os.readlink("/proc/self/ns/pid")
     except OSError:
         return None
-    named = dask.config.get(HOST, None) or socket.gethostname()
+    named = dask.config.get(HOST, None) or os.uname().nodename
     return f"{named} {boot} {numbers} {os.getuid()}"
 
 

@@ -121,7 +121,7 @@ def _freeze(worker: Worker, peers: Any) -> None:
 def _cut(worker: Worker, peers: Any) -> None:
     """Abort the connections to the peers or, where there are none, to the scheduler."""
     time.sleep(0.1)  # until the event has left, and the peers are connected
-    comms = [] if peers is None else list(peers._watch.comms.values())
+    comms = [] if peers is None else list(peers._comms.values())
     for comm in comms or [worker.batched_stream.comm]:
         worker.loop.add_callback(comm.abort)
 
