@@ -60,6 +60,8 @@ class Schedule:
     early_stopping: bool
     one_epoch: bool
     verbose: bool
+    sync_every: int
+    outer_momentum: float
 
 
 @dataclass
@@ -111,6 +113,8 @@ def fit_stochastic(
                     schedule.alpha,
                     progress.n_iter + 1,
                     may_diverge=schedule.early_stopping,
+                    sync_every=schedule.sync_every,
+                    outer_momentum=schedule.outer_momentum,
                 ),
             )
             _record(progress, loss / order.n_rows, order.n_rows, schedule)

@@ -106,6 +106,8 @@ class DistributedPerceptron(BaseEstimator, ABC):
         "checkpoint": [str, os.PathLike, None],
         "checkpoint_every": [Interval(Integral, 1, None, closed="left"), str],
         "mode": [str, None],
+        "sync_every": [Interval(Integral, 1, None, closed="left")],
+        "outer_momentum": [Interval(Real, 0, 1, closed="left")],
     }
 
     _classifies: bool
@@ -211,6 +213,16 @@ class DistributedPerceptron(BaseEstimator, ABC):
         if any(size <= 0 for size in sizes):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
         check_mode(self.mode)
+        if self.sync_every > 1 and self.solver == "lbfgs":
+            raise ValueError(
+                f"sync_every={self.sync_every} is for solver='adam' and 'sgd': L-BFGS takes "
+                "sums over all rows. Use sync_every=1."
+            )
+        if self.outer_momentum and self.sync_every == 1:
+            raise ValueError(
+                f"outer_momentum={self.outer_momentum:g} is for averages of local steps. Give "
+                "sync_every=2 or more as well, or outer_momentum=0."
+            )
         check_checkpoint(self, going_on)
         if self.early_stopping and going_on:
             raise ValueError("partial_fit does not support early_stopping=True")
@@ -348,6 +360,8 @@ class DistributedPerceptron(BaseEstimator, ABC):
             early_stopping=bool(self.early_stopping),
             one_epoch=going_on,
             verbose=bool(self.verbose),
+            sync_every=self.sync_every,
+            outer_momentum=self.outer_momentum,
         )
 
     def _train_full_batch(self, data: TrainingData, model: Model, state: TrainState) -> None:

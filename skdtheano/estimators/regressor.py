@@ -96,9 +96,9 @@ class DistributedMLPRegressor(RegressorMixin, DistributedPerceptron):
         there is none), data in memory in this process. With a client, data in memory is
         cut up and trained on its cluster too. It is not pickled.
     mode : str or None, default=None
-        The engine's compile mode. None is ``"FAST_COMPILE"``, which compiles in a fraction
-        of a second; ``"NUMBA"`` steps 2 to 3 times as fast on small networks, after some
-        20 s of compilation that its disk cache saves the next time.
+        How graphs are run. None is ``"NUMPY"``: as calls of NumPy into arrays that were
+        made before, with nothing to compile. Others are the engine's compile modes, such as
+        ``"NUMBA"``, which compiles for some 20 s at first.
     checkpoint : str, os.PathLike or None, default=None
         Where `fit` keeps how far it is: a file, or an address that fsspec knows, such as
         ``"s3://bucket/fit.npz"``. A `fit` of the same parameters and rows that finds one
@@ -110,6 +110,14 @@ class DistributedMLPRegressor(RegressorMixin, DistributedPerceptron):
     checkpoint_every : int or str, default="30 s"
         Write after so many epochs or, as by ``"5 minutes"``, after the first epoch that
         ends so much later than the last time; and always after the last epoch.
+    sync_every : int, default=1
+        Minibatches from one exchange between workers to the next. 1 is the exact mode. With
+        more, each worker takes its steps on its own rows of the minibatches, and their
+        parameters are averaged every so many, weighted by rows ("local SGD"): for networks
+        that are slow. The result then depends on the number of workers and on which rows
+        each holds; it is that of the exact mode where one worker takes part.
+    outer_momentum : float, default=0.0
+        Nesterov momentum of these averages, as in DiLoCo, where it is 0.9.
 
     Attributes
     ----------
@@ -200,6 +208,8 @@ class DistributedMLPRegressor(RegressorMixin, DistributedPerceptron):
         mode=None,
         checkpoint=None,
         checkpoint_every="30 s",
+        sync_every=1,
+        outer_momentum=0.0,
     ):
         self.loss = loss
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -229,6 +239,8 @@ class DistributedMLPRegressor(RegressorMixin, DistributedPerceptron):
         self.mode = mode
         self.checkpoint = checkpoint
         self.checkpoint_every = checkpoint_every
+        self.sync_every = sync_every
+        self.outer_momentum = outer_momentum
 
     @available_if(takes_steps)
     @_fit_context(prefer_skip_nested_validation=True)

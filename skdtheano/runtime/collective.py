@@ -21,6 +21,10 @@ class Collective(Protocol):
     """
 
     @property
+    def n_ranks(self) -> int:
+        """How many there are."""
+
+    @property
     def n_vectors(self) -> int:
         """How many vectors to compute gradients in, in turn."""
 
@@ -67,6 +71,7 @@ class Collective(Protocol):
 class Solo:
     """One process: every sum is what it was given."""
 
+    n_ranks = 1
     n_vectors = 1
 
     def held(self, vector: np.ndarray) -> np.ndarray:

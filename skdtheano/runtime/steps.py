@@ -38,6 +38,11 @@ class StepSettings:
     may_diverge : bool
         Whether to go on where a loss or a gradient is not finite: with early stopping, which
         goes back to the best parameters in the end.
+    sync_every : int
+        Steps from one exchange between workers to the next; more than 1 are
+        `skdtheano.runtime.local_steps`.
+    outer_momentum : float
+        Of the averages then.
     """
 
     optimizer: Optimizer
@@ -45,6 +50,8 @@ class StepSettings:
     alpha: float
     epoch: int
     may_diverge: bool
+    sync_every: int = 1
+    outer_momentum: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ def run_epoch(
         else:
             vector[...] = 0
             loss = 0.0
-        is_bad = not settings.may_diverge and not _is_finite(vector)
+        is_bad = not settings.may_diverge and not is_finite(vector)
         (loss, weight, n_bad), gradient = collective.sum((loss, weight, is_bad), vector)
         if weight == 0:
             raise ValueError(
@@ -156,7 +163,7 @@ def run_epoch(
             )
         if (n_bad or not math.isfinite(loss)) and not settings.may_diverge:
             what = "gradient" if n_bad else "loss"
-            held_it = _not_finite(workspace, rows, state.theta)
+            held_it = not_finite(workspace, rows, state.theta)
             raise NotFinite(what, settings.epoch, number, held_it)
         total += size * (loss / weight + 0.5 * settings.alpha * float(coefs @ coefs) / weight)
         state.step += 1
@@ -171,12 +178,13 @@ def run_epoch(
     return total
 
 
-def _is_finite(vector: np.ndarray) -> bool:
+def is_finite(vector: np.ndarray) -> bool:
+    """Whether all entries are."""
     # One pass, where a sum of finite entries does not overflow.
     return math.isfinite(np.add.reduce(vector)) or bool(np.isfinite(vector).all())
 
 
-def _not_finite(workspace: Workspace, rows: np.ndarray, theta: np.ndarray) -> list[int]:
+def not_finite(workspace: Workspace, rows: np.ndarray, theta: np.ndarray) -> list[int]:
     """The blocks whose share of a minibatch has a loss or a gradient that is not finite."""
     layout, part = workspace.layout, np.zeros_like(theta)
     parameters, out = layout.views(theta), layout.views(part)
@@ -185,7 +193,7 @@ def _not_finite(workspace: Workspace, rows: np.ndarray, theta: np.ndarray) -> li
         loss = workspace.program.sums(
             parameters, batch.rows, batch.targets, batch.weights, out
         )
-        if not (math.isfinite(loss) and _is_finite(part)):
+        if not (math.isfinite(loss) and is_finite(part)):
             found.append(number)
     return found
 

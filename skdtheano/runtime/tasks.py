@@ -14,6 +14,7 @@ from distributed.core import Status
 
 from skdtheano.runtime.blas import blas_threads, threads_that_pay
 from skdtheano.runtime.blocks import Block, RowBlocks
+from skdtheano.runtime.local_steps import run_local_epoch
 from skdtheano.runtime.mailbox import ExchangePlugin, RoundAborted
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import Batches, KeyedBatches, ListedBatches
@@ -173,7 +174,9 @@ def train_round(
             rows.blocks.make_room(batches.most_rows())
         workspace = Workspace(program, model.layout, rows)
         with _threads(model, batches.batch_size // len(seat.addresses)):
-            loss = run_epoch(workspace, batches, state, settings, peers)
+            is_local = settings.sync_every > 1 and peers.n_ranks > 1
+            epoch = run_local_epoch if is_local else run_epoch
+            loss = epoch(workspace, batches, state, settings, peers)
         # A copy: what the ranks share goes with the round.
         state = state.copy()
     return RoundResult(state, loss, given.theta if keep else before.best)
