@@ -4,7 +4,7 @@
         [--json FILE]
 
 For each number of workers and of bytes, microseconds per sum (median over the sums of a
-round, the slowest rank, the best of some repeats), and beside them what bounds them on this machine:
+round, the slowest rank, the best of some repeats), and beside them what bounds them here:
 
 - *shared memory*: `sum`, and `sum` with the `complete` that fills in the others' shares;
 - *memory*: what must move for these, by as many processes that do not wait for each other:

@@ -46,7 +46,11 @@ class SharedWire:
     def __init__(self, watch: Watch, rank: int) -> None:
         self._watch, self._rank = watch, rank
         self._segment = Segment()
-        self._bell, self._button = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            self._bell, self._button = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:  # too many are open
+            self._segment.close()
+            raise
         self._readings: dict[int, Reading] = {}
         self._buttons: dict[int, int] = {}
         self._places: dict[int, Place] = {}  # of rooms, by their address
