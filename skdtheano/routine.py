@@ -6,8 +6,10 @@ nothing to compile, so the first call comes at once; a call allocates nothing; a
 whose value is not needed any more is written over.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -199,7 +201,7 @@ class _Binding:
         target = self._targets.get(step.output)
         if target is None:
             target = self._room(number, step, shape, arrays)
-        elif target.shape != shape or str(target.dtype) != step.dtype:
+        elif target.shape != shape or target.dtype != _dtype_of(step.dtype):
             raise ValueError(
                 f"The output of {step.name} has shape {shape} and dtype {step.dtype}, and is "
                 f"to be written into {target.shape} of {target.dtype}."
@@ -231,7 +233,7 @@ class _Binding:
                 and self._routine._last_reader[value] == number
                 and not self._is_seen_otherwise(value, step)
                 and array.shape == shape
-                and str(array.dtype) == step.dtype
+                and array.dtype == _dtype_of(step.dtype)
             ):
                 self._slot_of[step.output] = self._slot_of.pop(value)
                 return array
@@ -263,7 +265,12 @@ def _copy(target: np.ndarray, source: np.ndarray) -> Call:
 
 
 def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return math.prod(shape) * _dtype_of(dtype).itemsize
+
+
+@cache
+def _dtype_of(name: str) -> np.dtype:
+    return np.dtype(name)
 
 
 def _aligned(nbytes: int) -> np.ndarray:

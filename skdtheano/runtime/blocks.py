@@ -1,6 +1,6 @@
 """Aligned blocks of rows in one process, and the minibatches gathered from them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -195,10 +195,15 @@ class BatchRoom:
     Parameters
     ----------
     blocks : RowBlocks
+    multiple_of : int
+        Dense batches are filled up to a multiple of so many rows, by copies of their first
+        row with weight 0, which change no sum. Where a process has another number of the
+        rows of each minibatch, the same few arrays then serve all.
     """
 
-    def __init__(self, blocks: RowBlocks) -> None:
+    def __init__(self, blocks: RowBlocks, multiple_of: int = 1) -> None:
         self.blocks = blocks
+        self._multiple_of = multiple_of
         self._whole: Batch | None = None
         self._batches: dict[int, Batch] = {}
 
@@ -207,43 +212,37 @@ class BatchRoom:
 
         Their order is that of `RowBlocks.by_blocks`.
         """
-        if len(rows) == 0:
-            raise ValueError("There are no rows to gather.")
-        batch, start, sparse, is_weighted = None, 0, [], False
-        for block, numbers in self.blocks.by_blocks(rows):
-            batch = batch or self._batch(block, len(rows))
-            stop = start + len(numbers)
-            if not isinstance(block.rows, np.ndarray):
-                sparse.append(block.rows[numbers])
-            elif block.rows.flags.c_contiguous and block.rows.flags.aligned:
-                # "clip" writes straight into `out`; the numbers are those of rows.
-                np.take(block.rows, numbers, axis=0, out=batch.rows[start:stop], mode="clip")
-            else:  # of which `take` would copy the whole table first
-                batch.rows[start:stop] = block.rows[numbers]
-            self._put(batch, start, stop, block.targets[numbers])
-            if block.weights is not None:
-                is_weighted = True
-                batch.weights[start:stop] = block.weights[numbers]
-            start = stop
-        assert batch is not None
-        return self._filled(batch, sparse, is_weighted)
+        return self._filled(self.blocks.by_blocks(rows), len(rows))
 
     def copy(self, parts: Sequence[Block]) -> tuple[Batch, float]:
         """Rows that are gathered already, one part after another."""
-        n = sum(map(len, parts))
-        batch, start, sparse, is_weighted = self._batch(parts[0], n), 0, [], False
-        for part in parts:
-            stop = start + len(part)
-            if isinstance(part.rows, np.ndarray):
-                batch.rows[start:stop] = part.rows
-            else:
-                sparse.append(part.rows)
-            self._put(batch, start, stop, part.targets)
-            if part.weights is not None:
+        return self._filled(((part, slice(None)) for part in parts), sum(map(len, parts)))
+
+    def _filled(
+        self, parts: Iterable[tuple[Block, np.ndarray | slice]], n: int
+    ) -> tuple[Batch, float]:
+        batch, start, sparse, is_weighted = None, 0, [], False
+        for block, chosen in parts:
+            if batch is None:
+                batch = self._batch(block, n)
+            n_chosen = len(block) if isinstance(chosen, slice) else len(chosen)
+            stop = start + n_chosen
+            rows, flags = block.rows, getattr(block.rows, "flags", None)
+            if flags is None:
+                sparse.append(rows[chosen])
+            elif not isinstance(chosen, slice) and flags.c_contiguous and flags.aligned:
+                # "clip" writes straight into `out`; the numbers are those of rows.
+                np.take(rows, chosen, axis=0, out=batch.rows[start:stop], mode="clip")
+            else:  # of which `take` would copy the whole table first
+                batch.rows[start:stop] = rows[chosen]
+            self._put(batch, start, stop, block.targets[chosen])
+            if block.weights is not None:
                 is_weighted = True
-                batch.weights[start:stop] = part.weights
+                batch.weights[start:stop] = block.weights[chosen]
             start = stop
-        return self._filled(batch, sparse, is_weighted)
+        if batch is None:
+            raise ValueError("There are no rows to gather.")
+        return self._finished(batch, n, sparse, is_weighted)
 
     def _put(self, batch: Batch, start: int, stop: int, targets: np.ndarray) -> None:
         if targets.ndim == 1:
@@ -253,16 +252,23 @@ class BatchRoom:
         else:
             batch.targets[start:stop] = targets
 
-    @staticmethod
-    def _filled(batch: Batch, sparse: list[Rows], is_weighted: bool) -> tuple[Batch, float]:
-        n = len(batch.weights)
-        total = float(batch.weights.sum(dtype=np.float64)) if is_weighted else float(n)
+    def _finished(
+        self, batch: Batch, n: int, sparse: list[Rows], is_weighted: bool
+    ) -> tuple[Batch, float]:
+        weights = batch.weights
         if sparse:
-            batch = Batch(_stack(sparse), batch.targets, batch.weights)
-        return batch, total
+            batch = Batch(_stack(sparse), batch.targets, weights)
+        elif self._multiple_of > 1:
+            if not is_weighted:
+                weights[:n] = 1
+            # A copy, and not zeros: finite if and only if a row is.
+            batch.rows[n:], batch.targets[n:], weights[n:] = batch.rows[0], batch.targets[0], 0
+        return batch, float(weights[:n].sum(dtype=np.float64)) if is_weighted else float(n)
 
     def _batch(self, like: Block, n: int) -> Batch:
         """Room for n rows, the same arrays each time."""
+        if isinstance(like.rows, np.ndarray):
+            n = -(-n // self._multiple_of) * self._multiple_of
         if self._whole is None or n > len(self._whole.weights):
             self._whole = self._larger(like, n)
             self._batches = {}

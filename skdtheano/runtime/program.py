@@ -167,11 +167,16 @@ class Program:
         return piece
 
     def _bound(
-        self, things: Sequence[Any], version: Any, bind: Callable[[], Callable[[], None]]
+        self,
+        things: Sequence[Any],
+        key: tuple[int, ...],
+        version: Any,
+        bind: Callable[[], Callable[[], None]],
     ) -> Callable[[], None]:
-        """What `bind` makes for some arrays, made once for the same ones and version."""
-        # By identity: the things are kept, or a new one might get an old one's.
-        key = tuple(map(id, things))
+        """What `bind` makes of some things, made once for the same key and version.
+
+        The things are kept: what comes later cannot have their identity, or their place.
+        """
         known = self._runs.get(key)
         if known is None or known[0] != version:
             known = self._runs[key] = (version, bind(), things)
@@ -182,9 +187,9 @@ class Program:
     def _run(
         self, piece: Piece, inputs: Sequence[np.ndarray], out: Sequence[np.ndarray]
     ) -> None:
-        self._bound(
-            (piece, *inputs, *out), piece.generation, lambda: piece.bind(inputs, out)
-        )()
+        things = (piece, *inputs, *out)
+        key = tuple(map(id, things))
+        self._bound(things, key, piece.generation, lambda: piece.bind(inputs, out))()
 
     def sums(
         self,
@@ -287,7 +292,11 @@ class Program:
             parts = [(slice(0, n_penalised), alpha), (slice(n_penalised, n), 0.0)]
             return update.bind(vectors, self._scalars, parts)
 
-        self._bound((update, *vectors), (n_penalised, alpha, update.generation), bind)()
+        # By place: a collective's sums are in the same few places, as one view after another.
+        places = [vector.__array_interface__["data"][0] for vector in vectors]
+        key = (id(update), len(vectors[0]), *places)
+        version = (n_penalised, alpha, update.generation)
+        self._bound((update, *vectors), key, version, bind)()
 
     def _product(self, rows: Rows, coef: np.ndarray) -> np.ndarray:
         """Sparse rows times the first weight matrix."""

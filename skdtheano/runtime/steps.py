@@ -92,12 +92,16 @@ class Workspace:
     program : Program
     layout : Layout
     blocks : RowBlocks
+    multiple_of : int
+        See `BatchRoom`.
     """
 
-    def __init__(self, program: Program, layout: Layout, blocks: RowBlocks) -> None:
+    def __init__(
+        self, program: Program, layout: Layout, blocks: RowBlocks, multiple_of: int = 1
+    ) -> None:
         self.program = program
         self.layout = layout
-        self.room = BatchRoom(blocks)
+        self.room = BatchRoom(blocks, multiple_of)
         self._theta: np.ndarray | None = None
 
     def arrange(self, state: TrainState, collective: Collective) -> None:

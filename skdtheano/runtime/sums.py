@@ -110,10 +110,8 @@ class Sums:
         if not self._between.slices_pay(vector.nbytes, len(ranks)):
             to_all = dict.fromkeys(others, slice(0, n))
             parts = self._between.exchange(scalars, vector, to_all, to_all)
-            if total is None:  # what has come is nobody else's, and lies in the cache
-                came = [parts[rank][1] for rank in ranks[:2] if rank != self.rank]
-                usable = [array for array in came if array.flags.writeable]
-                total = usable[0] if usable else self._private("sum", vector)
+            if total is None:  # one of two places: who goes on with it is bound to them
+                total = self._private("sum", vector)
             parts[self.rank] = scalars, vector
             return added([parts[rank] for rank in ranks], total)
         if total is None:

@@ -35,6 +35,9 @@ from skdtheano.runtime.steps import (
 _REPORTED_BYTES = 2**20
 _REPORTED_BYTES_OF_ONE = 2**26
 
+#: A worker's share of a minibatch is filled up to a multiple of so many rows.
+_ROWS_AT_ONCE = 8
+
 #: Seconds within which blocks come from the disk, or go there, or the round is given up.
 _DISK_SECONDS = 60.0
 
@@ -172,7 +175,7 @@ def train_round(
         rows = _rows(model, blocks)
         if isinstance(rows.blocks, _StoredBlocks) and isinstance(batches, KeyedBatches):
             rows.blocks.make_room(batches.most_rows())
-        workspace = Workspace(program, model.layout, rows)
+        workspace = Workspace(program, model.layout, rows, _multiple_of(seat))
         with _threads(model, batches.batch_size // len(seat.addresses)):
             is_local = settings.sync_every > 1 and peers.n_ranks > 1
             epoch = run_local_epoch if is_local else run_epoch
@@ -200,7 +203,8 @@ def timed_steps(
         return ListedBatches(np.tile(np.arange(n_rows), n), counts, size, n * size)
 
     with _taken(seat) as peers, Program(model.spec) as program:
-        workspace = Workspace(program, layout, model.rows_of([Block(rows, targets, None)]))
+        made_up = model.rows_of([Block(rows, targets, None)])
+        workspace = Workspace(program, layout, made_up, _multiple_of(seat))
         times = []
         with _threads(model, size // n_ranks):
             for n in (1, n_steps, n_steps, n_steps):  # the first one binds, and compiles
@@ -226,6 +230,11 @@ def _taken(seat: Seat) -> Peers:
         key,
         seat.shared_memory,
     )
+
+
+def _multiple_of(seat: Seat) -> int:
+    # Of several workers each has a few rows more or less of every minibatch.
+    return 1 if len(seat.addresses) == 1 else _ROWS_AT_ONCE
 
 
 def _threads(model: Model, n_rows: int) -> AbstractContextManager[None]:
