@@ -82,6 +82,13 @@ def client(client_of: Callable[[int], Client]) -> Client:
 
 
 @pytest.fixture
+def an_epoch_a_round() -> Iterator[None]:
+    """Rounds of one epoch each, for tests of what is between epochs."""
+    with dask.config.set({"skdtheano.round-seconds": "1 us"}):
+        yield
+
+
+@pytest.fixture
 def ctrl_c() -> Iterator[Callable[[], None]]:
     """Sends Ctrl-C to the main thread, also in a shell that starts its jobs without it."""
     main = threading.main_thread().ident

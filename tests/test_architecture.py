@@ -40,12 +40,14 @@ MAY_IMPORT = {
     # An optimizer's numbers travel with the steps; its graph stays in `program`.
     "skdtheano.runtime.steps": ("skdtheano.graphs.optimizers", "skdtheano.runtime"),
     "skdtheano.runtime": ("skdtheano.runtime",),
+    "skdtheano.course": ("skdtheano.graphs.optimizers", "skdtheano.runtime.steps"),
     "skdtheano.training": (
-        "skdtheano.graphs.optimizers",
+        "skdtheano.course",
         "skdtheano.notices",
         "skdtheano.runtime",
     ),
     "skdtheano.estimators": (
+        "skdtheano.course",
         "skdtheano.engine",
         "skdtheano.estimators",
         "skdtheano.graphs",

@@ -63,14 +63,14 @@ def who_took_part(client: Client, monkeypatch: pytest.MonkeyPatch) -> set[tuple[
     from skdtheano.runtime.rounds import ClusterRuntime
 
     seen = set()
-    run_epoch = ClusterRuntime.run_epoch
+    run_epochs = ClusterRuntime.run_epochs
 
-    def watched(self: Any, *arguments: Any) -> float:
-        loss = run_epoch(self, *arguments)
+    def watched(self: Any, *arguments: Any) -> list[float]:
+        losses = run_epochs(self, *arguments)
         seen.add(tuple(self._shares.workers))
-        return loss
+        return losses
 
-    monkeypatch.setattr(ClusterRuntime, "run_epoch", watched)
+    monkeypatch.setattr(ClusterRuntime, "run_epochs", watched)
     model(client=client).fit(*table(client))
     return seen
 

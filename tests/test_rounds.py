@@ -121,6 +121,7 @@ class EveryTask(SchedulerPlugin):
             self.started.append(str(key))
 
 
+@pytest.mark.usefixtures("an_epoch_a_round")
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_an_epoch_costs_the_scheduler_tasks_by_worker_and_not_by_minibatch(
     clusters: Callable[[int], LocalCluster],
@@ -144,8 +145,53 @@ def test_an_epoch_costs_the_scheduler_tasks_by_worker_and_not_by_minibatch(
         (batch_size, rows): (tasks(7, batch_size, rows) - tasks(2, batch_size, rows)) / 5
         for batch_size, rows in ((45, 45), (5, 45), (5, 6))
     }
-    # A task per worker and one for the loss; with early stopping, one per worker and one sum.
-    assert set(costs.values()) == {6.0 if early_stopping else 3.0}
+    # A task per worker; with early stopping, as many again and one for the sum.
+    assert set(costs.values()) == {5.0 if early_stopping else 2.0}
+
+
+def test_short_epochs_share_rounds(
+    clusters: Callable[[int], LocalCluster], client: Client
+) -> None:
+    X, y = data("multiclass")
+    clf = DistributedMLPClassifier((4,), max_iter=100, n_iter_no_change=100, random_state=0)
+    started = started_tasks(clusters(2), lambda: clf.fit(*chunked(X, y)))
+    rounds = {key.rsplit("-", 2)[0] for key in started if key.startswith("skdtheano-epoch-")}
+    assert clf.n_iter_ == 100
+    assert 2 <= len(rounds) < 50
+
+
+def test_a_round_ends_where_the_fit_does(client: Client) -> None:
+    """By a rule that follows from the losses; a learning rate that adapts follows too."""
+    X, y = data("multiclass")
+    for parameters in (
+        {"tol": 0.05, "n_iter_no_change": 5},
+        {"solver": "sgd", "learning_rate": "adaptive", "tol": 0.05, "n_iter_no_change": 1},
+        {"solver": "sgd", "learning_rate": "invscaling", "max_iter": 40},
+    ):
+        rng = np.random.RandomState(3)
+        ours = DistributedMLPClassifier((4,), random_state=rng, **parameters)
+        ours.fit(*chunked(X, y))
+        rng_of_theirs = np.random.RandomState(3)
+        theirs = MLPClassifier((4,), random_state=rng_of_theirs, **parameters).fit(X, y)
+        assert ours.n_iter_ == theirs.n_iter_ > 4
+        assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-9)
+        assert_allclose(ours.coefs_[0], theirs.coefs_[0], rtol=1e-7)
+        # Orders that were drawn for epochs that never came are given back.
+        assert rng.randint(2**31) == rng_of_theirs.randint(2**31)
+
+
+def test_the_bits_do_not_tell_how_many_epochs_a_round_had(client: Client) -> None:
+    X, y = data("multiclass")
+    made = []
+    for seconds in ("1 us", "10 s"):
+        with dask.config.set({"skdtheano.round-seconds": seconds}):
+            clf = DistributedMLPClassifier(
+                (4,), batch_size=5, max_iter=30, n_iter_no_change=30, random_state=0
+            )
+            made.append(clf.fit(*chunked(X, y, 6)))
+    assert made[0].loss_curve_ == made[1].loss_curve_
+    for one, other in zip(made[0].coefs_, made[1].coefs_, strict=True):
+        assert (one == other).all()
 
 
 def test_fit_gathers_no_rows(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +253,7 @@ def test_each_worker_compiles_each_graph_once(clusters: Any, client: Client) -> 
     assert compiled() == first
 
 
+@pytest.mark.usefixtures("an_epoch_a_round")
 @pytest.mark.parametrize(
     ("epoch", "rank", "early_stopping"),
     [(1, 0, False), (1, 1, True), (4, 0, True), (4, 1, False)],
@@ -249,6 +296,7 @@ def test_a_worker_killed_while_lbfgs_evaluates_changes_nothing(
     assert_allclose(ours.loss_, theirs.loss_, rtol=1e-7)
 
 
+@pytest.mark.usefixtures("an_epoch_a_round")
 def test_a_client_closed_in_mid_fit_ends_it_with_what_to_do(own_cluster: LocalCluster) -> None:
     X, y = data("binary")
     with Client(own_cluster) as client:
@@ -337,20 +385,20 @@ def test_rounds_since_the_best_one_do_not_pile_up_on_the_scheduler(
 ) -> None:
     X, y = data("multiclass")
     scheduler = clusters(2).scheduler
-    run_epoch = ClusterRuntime.run_epoch
+    run_epochs = ClusterRuntime.run_epochs
     largest = {}
     for epochs in (3, 25):
         plugin = RoundsAlive(scheduler)
         scheduler.add_plugin(plugin)
 
         def run_and_settle(
-            self: Any, epoch: Any, settings: Any, plugin: RoundsAlive = plugin
-        ) -> float:
-            loss = run_epoch(self, epoch, settings)
-            assert plugin.wait_for({settings.epoch}), plugin.epochs()
-            return loss
+            self: Any, epochs: Any, course: Any, plugin: RoundsAlive = plugin
+        ) -> list[float]:
+            losses = run_epochs(self, epochs, course)
+            assert plugin.wait_for({course.settings().epoch}), plugin.epochs()
+            return losses
 
-        monkeypatch.setattr(ClusterRuntime, "run_epoch", run_and_settle)
+        monkeypatch.setattr(ClusterRuntime, "run_epochs", run_and_settle)
         clf = DistributedMLPClassifier(
             (3,), early_stopping=True, learning_rate_init=1e-9, max_iter=epochs, random_state=0
         )
@@ -414,6 +462,7 @@ async def _wait_until_forgotten(dask_scheduler: Any, key: str) -> bool:
     return True
 
 
+@pytest.mark.usefixtures("an_epoch_a_round")
 def test_a_worker_lost_between_a_round_and_its_report_changes_nothing(
     own_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,9 +475,7 @@ def test_a_worker_lost_between_a_round_and_its_report_changes_nothing(
 
         def kill_then_gather(futures: Any, *args: Any, **kwargs: Any) -> Any:
             keys = [str(future.key) for future in futures]
-            if not killed and any(
-                "epoch-3-" in key and key.endswith("report") for key in keys
-            ):
+            if not killed and any("epoch-3-" in key for key in keys):
                 [holder] = client.who_has(futures)[keys[0]]
                 os.kill(pids[holder], signal.SIGKILL)
                 killed.append(holder)
@@ -443,6 +490,7 @@ def test_a_worker_lost_between_a_round_and_its_report_changes_nothing(
     assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-9)
 
 
+@pytest.mark.usefixtures("an_epoch_a_round")
 @pytest.mark.table
 def test_a_worker_that_is_paused_in_mid_round_loses_no_fit(
     own_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
@@ -508,6 +556,7 @@ def test_x_and_y_of_one_source_are_read_together(
     assert clf.fit(X, y).loss_ < 0.3  # 0.69 where X and y have nothing to do with each other
 
 
+@pytest.mark.usefixtures("an_epoch_a_round")
 def test_rows_lost_for_good_end_in_an_error_that_names_them(own_cluster: LocalCluster) -> None:
     X, y = data("multiclass")
     with (
@@ -527,6 +576,7 @@ def test_rows_of_blocks_in_words(blocks: list[int], said: str) -> None:
     assert rows_in_words(blocks, [10, 5, 10, 20]) == said
 
 
+@pytest.mark.usefixtures("an_epoch_a_round")
 def test_ctrl_c_keeps_the_epochs_that_were_finished(
     clusters: Callable[[int], LocalCluster], client: Client, ctrl_c: Callable[[], None]
 ) -> None:

@@ -140,14 +140,14 @@ class TestOverTLS:
         self, tls_client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         here: list[Doors] = [doors(os.getpid())]
-        run_epoch = ClusterRuntime.run_epoch
+        run_epochs = ClusterRuntime.run_epochs
 
-        def watched(self: ClusterRuntime, *arguments: Any) -> float:
-            loss = run_epoch(self, *arguments)
+        def watched(self: ClusterRuntime, *arguments: Any) -> list[float]:
+            losses = run_epochs(self, *arguments)
             here.append(doors(os.getpid()))
-            return loss
+            return losses
 
-        monkeypatch.setattr(ClusterRuntime, "run_epoch", watched)
+        monkeypatch.setattr(ClusterRuntime, "run_epochs", watched)
         before = tls_client.run(lambda: doors(os.getpid()))
         tls_client.run(_watch)
         try:

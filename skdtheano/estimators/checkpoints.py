@@ -3,9 +3,9 @@
 import hashlib
 import json
 import logging
+import sys
 import time
 import zlib
-from collections.abc import Callable
 from dataclasses import asdict
 from numbers import Integral, Real
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from dask.utils import parse_timedelta
 
 from skdtheano import engine
+from skdtheano.course import Progress
 from skdtheano.estimators.batch_order import windows_of
 from skdtheano.estimators.training_data import TrainingData
 from skdtheano.notices import warn_user
@@ -22,7 +23,7 @@ from skdtheano.runtime.checkpoint import Checkpoint, CheckpointFile
 from skdtheano.runtime.failures import CheckpointRefused
 from skdtheano.runtime.order import Order
 from skdtheano.runtime.parameters import TrainState
-from skdtheano.training import Progress, Runtime
+from skdtheano.training import Runtime
 from skdtheano.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -233,21 +234,27 @@ class FitCheckpoint:
         self._found = None  # a large model is not held twice
         return TrainState(arrays["theta"], present, facts["step"]), best
 
-    def saver(self, runtime: Runtime) -> Callable[[Progress], None]:
-        """To call after each epoch; writes when it is time."""
+    def saver(self, runtime: Runtime) -> "Saver":
+        """To call after epochs; writes when it is time."""
+        return Saver(self, runtime)
 
-        def save(progress: Progress) -> None:
-            elapsed = time.monotonic() - self._written_at
-            if (
-                self._is_finished(progress)
-                or elapsed >= self._seconds
-                or progress.n_iter % self._epochs == 0
-            ):
-                self._write(progress, runtime)
+    def is_due(self, progress: Progress) -> bool:
+        return (
+            self._is_finished(progress)
+            or time.monotonic() - self._written_at >= self._seconds
+            or progress.n_iter % self._epochs == 0
+        )
 
-        return save
+    def epochs_left(self, progress: Progress) -> int:
+        """In how many epochs it is due, by their number.
 
-    def _write(self, progress: Progress, runtime: Runtime) -> None:
+        By the clock it may be late by as long as epochs are run at once, a second or two.
+        """
+        if np.isinf(self._epochs):
+            return sys.maxsize if self._seconds else 1
+        return int(self._epochs - progress.n_iter % self._epochs)
+
+    def write(self, progress: Progress, runtime: Runtime) -> None:
         try:
             state, best = runtime.state(), runtime.best()
             told = asdict(progress)
@@ -274,6 +281,26 @@ class FitCheckpoint:
                     f"{progress.n_iter}: {error!r}. Training goes on, and tries again."
                 )
         self._written_at = time.monotonic()
+
+
+class Saver:
+    """Writes a checkpoint of a runtime's state each time that it is due.
+
+    Parameters
+    ----------
+    checkpoint : FitCheckpoint
+    runtime : Runtime
+    """
+
+    def __init__(self, checkpoint: FitCheckpoint, runtime: Runtime) -> None:
+        self._checkpoint, self._runtime = checkpoint, runtime
+
+    def __call__(self, progress: Progress) -> None:
+        if self._checkpoint.is_due(progress):
+            self._checkpoint.write(progress, self._runtime)
+
+    def epochs_left(self, progress: Progress) -> int:
+        return self._checkpoint.epochs_left(progress)
 
 
 def _progress_in(found: Checkpoint) -> Progress:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from skdtheano.course import Progress
 from skdtheano.graphs.optimizers import SGD, Adam, Optimizer
 from skdtheano.runtime.parameters import Layout, TrainState
-from skdtheano.training import Progress
 
 #: What a fit that begins anew forgets.
 _LEARNED = (

@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,6 +16,7 @@ from sklearn.base import BaseEstimator, _fit_context, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 
+from skdtheano.course import Course, Progress, Schedule
 from skdtheano.estimators.batch_order import batch_order, batch_rows
 from skdtheano.estimators.checkpoints import FitCheckpoint, check_checkpoint
 from skdtheano.estimators.fitted_state import (
@@ -49,9 +51,7 @@ from skdtheano.runtime.sites import LocalSite, Site
 from skdtheano.runtime.steps import StepSettings
 from skdtheano.training import (
     FullBatch,
-    Progress,
     Runtime,
-    Schedule,
     fit_lbfgs,
     fit_stochastic,
 )
@@ -256,7 +256,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
         def choose_crew(shape: Shape) -> None:
             self._keep_targets(targets)
             if isinstance(site, ClusterSite) and self.solver != "lbfgs":
-                site.crew = crew_size(site, self._trial(shape), shape.nbytes)
+                site.crew = partial(crew_size, site, self._trial(shape), shape.nbytes)
 
         return data_at_site(self, X, y, sample_weight, targets, site, anew, choose_crew)
 
@@ -319,7 +319,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
         initial, n_before, best = state.theta, progress.n_iter, None
         if checkpoint is not None:
             state, best = checkpoint.resume(state, progress, order)
-        schedule = self._schedule(optimizer, going_on)
+        course = Course(self._schedule(optimizer), progress, order.n_rows)
         with _runtime(data, model, state, best, held_out, order.in_windows) as runtime:
 
             def take_over(or_initial: bool) -> None:
@@ -332,7 +332,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
 
             try:
                 save = None if checkpoint is None else checkpoint.saver(runtime)
-                fit_stochastic(runtime, order, schedule, progress, self._score_of, save)
+                fit_stochastic(runtime, order, course, self._score_of, going_on, save)
             except EndedEarly as failure:
                 if progress.n_iter > n_before:
                     epochs = f"{progress.n_iter} epochs"
@@ -347,7 +347,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
             # Without any finite score scikit-learn goes back to where a first fit began.
             take_over(or_initial=anew)
 
-    def _schedule(self, optimizer: OptimizerState, going_on: bool) -> Schedule:
+    def _schedule(self, optimizer: OptimizerState) -> Schedule:
         return Schedule(
             optimizer=optimizer.rule,
             learning_rate_init=optimizer.learning_rate_init,
@@ -358,7 +358,6 @@ class DistributedPerceptron(BaseEstimator, ABC):
             tol=self.tol,
             n_iter_no_change=self.n_iter_no_change,
             early_stopping=bool(self.early_stopping),
-            one_epoch=going_on,
             verbose=bool(self.verbose),
             sync_every=self.sync_every,
             outer_momentum=self.outer_momentum,

@@ -8,6 +8,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+#: Seconds that each block more adds to a gather, bytes a second that blocks are joined at,
+#: and how many bytes of rows a process may hold a second copy of for it.
+_BLOCK_SECONDS = 4e-6
+_JOINED_PER_SECOND = 2e9
+_MOST_JOINED_BYTES = 2**26
+
 Rows = Any  # ndarray or csr_array; scipy.sparse has no types
 
 
@@ -70,6 +76,14 @@ def joined(parts: Sequence[Block]) -> Block:
     )
 
 
+def _places(rows: np.ndarray, starts: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Blocks, by where they start, that hold some rows, with these rows' places."""
+    order = np.argsort(rows, kind="stable")
+    cuts = np.searchsorted(rows[order], starts)
+    for i in np.flatnonzero(np.diff(cuts)).tolist():
+        yield i, order[cuts[i] : cuts[i + 1]]
+
+
 class RowBlocks:
     """The blocks that one process holds, numbered through from 0.
 
@@ -83,20 +97,41 @@ class RowBlocks:
     n_outputs : int
     dtype : str
         Of targets and weights in a batch.
+    named : sequence of int, optional
+        Rows of each of the blocks that `by_block` tells apart, where these are other ones.
     """
 
     def __init__(
-        self, blocks: Sequence[Block], lengths: Sequence[int], n_outputs: int, dtype: str
+        self,
+        blocks: Sequence[Block],
+        lengths: Sequence[int],
+        n_outputs: int,
+        dtype: str,
+        named: Sequence[int] | None = None,
     ) -> None:
         self.blocks = blocks
         self.n_outputs = n_outputs
         self.dtype = np.dtype(dtype)
         self.lengths = lengths
         self.starts = np.cumsum([0, *lengths])
+        self._named = lengths if named is None else named
 
     def with_targets_of(self, dtype: str) -> "RowBlocks":
         """The same rows, with targets and weights in another dtype."""
-        return RowBlocks(self.blocks, self.lengths, self.n_outputs, dtype)
+        return RowBlocks(self.blocks, self.lengths, self.n_outputs, dtype, self._named)
+
+    def for_gathers(self, n: int) -> "RowBlocks":
+        """The same rows in one block, if so many gathers save more than the copy takes."""
+        if len(self.blocks) == 1 or not all(
+            isinstance(block.rows, np.ndarray) for block in self.blocks
+        ):
+            return self
+        n_bytes = sum(block.rows.nbytes for block in self.blocks)
+        saved = n * (len(self.blocks) - 1) * _BLOCK_SECONDS
+        if n_bytes > _MOST_JOINED_BYTES or saved < 2 * n_bytes / _JOINED_PER_SECOND:
+            return self
+        whole = joined(self.blocks)
+        return RowBlocks([whole], [len(whole)], self.n_outputs, self.dtype.name, self._named)
 
     def gather(self, rows: np.ndarray) -> Batch:
         """Rows by number; their order is not kept, that of the blocks is.
@@ -110,12 +145,16 @@ class RowBlocks:
     def by_blocks(self, rows: np.ndarray) -> Iterator[tuple[Block, np.ndarray]]:
         """Blocks that hold some of the rows, with the numbers of these within them.
 
-        Of one block they keep their order; of several they ascend.
+        Of one block they keep their order; of several they ascend, also where these were
+        joined: sums are then the same.
         """
-        if len(self.blocks) == 1:
+        if len(self._named) == 1:
             yield self.blocks[0], rows
             return
         rows = np.sort(rows)
+        if len(self.blocks) == 1:
+            yield self.blocks[0], rows
+            return
         cuts = np.searchsorted(rows, self.starts).tolist()
         for i, (start, stop) in enumerate(pairwise(cuts)):
             if start < stop:
@@ -145,19 +184,13 @@ class RowBlocks:
 
     def by_block(self, rows: np.ndarray) -> Iterator[tuple[int, Batch]]:
         """Rows by number, in a batch for each block that holds some of them."""
-        for i, places in self._places(rows):
-            yield i, self.batch(self.blocks[i][rows[np.sort(places)] - self.starts[i]])
+        for i, places in _places(rows, np.cumsum([0, *self._named])):
+            yield i, self.gather(rows[np.sort(places)])
 
     def _parts(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Block]]:
         """Rows by number, block by block, with their places among those asked for."""
-        for i, places in self._places(rows):
+        for i, places in _places(rows, self.starts):
             yield places, self.blocks[i][rows[places] - self.starts[i]]
-
-    def _places(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        order = np.argsort(rows, kind="stable")
-        cuts = np.searchsorted(rows[order], self.starts)
-        for i in np.flatnonzero(np.diff(cuts)).tolist():
-            yield i, order[cuts[i] : cuts[i + 1]]
 
     def pieces(self, rows: np.ndarray | None, max_rows: int) -> Iterator[Batch]:
         """All rows, or some by number, in pieces of at most `max_rows`."""

@@ -68,8 +68,10 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
         self.client = client
         self.deadline = seconds_of("skdtheano.worker-deadline", 30.0)
         self.patience = seconds_of("skdtheano.no-worker-timeout", 30.0)
-        #: How many of the workers are to hold blocks; None for all.
-        self.crew: int | None = None
+        #: How many of the workers are to hold blocks, None for all: asked for again when
+        #: others are there.
+        self.crew: Callable[[], int | None] = lambda: None
+        self._crew_of: set[str] = set()
         self._members: list[str] = []
         self._heartbeats = Heartbeats()
         self._futures: WeakValueDictionary[int, Handle] = WeakValueDictionary()
@@ -324,11 +326,12 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
     def crew_now(self) -> list[str]:
         """Of the workers that take tasks, those that are to hold blocks."""
         workers = self.available_workers()
-        if self.crew is None:
-            return workers
-        kept = [worker for worker in self._members if worker in workers]
-        others = [worker for worker in packed(workers) if worker not in kept]
-        self._members = [*kept, *others][: self.crew]
+        if set(workers) != self._crew_of:
+            n = self.crew()
+            kept = [worker for worker in self._members if worker in workers]
+            others = [worker for worker in packed(workers) if worker not in kept]
+            self._members = workers if n is None else [*kept, *others][:n]
+            self._crew_of = set(workers)
         return self._members
 
     def stuck_workers(self, addresses: Sequence[str], tasks: Sequence[Handle]) -> list[str]:

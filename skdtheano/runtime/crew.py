@@ -89,8 +89,8 @@ def asked_for() -> int | str:
     )
 
 
-def crew_size(site: ClusterSite, trial: Trial, n_bytes: int) -> int:
-    """How many workers are to hold the rows of a fit.
+def crew_size(site: ClusterSite, trial: Trial, n_bytes: int) -> int | None:
+    """How many workers at most are to hold the rows of a fit; None for all there are.
 
     Parameters
     ----------
@@ -102,21 +102,21 @@ def crew_size(site: ClusterSite, trial: Trial, n_bytes: int) -> int:
     wanted = asked_for()
     workers = packed(site.available_workers())
     n = len(workers)
-    if n == 1 or wanted == "all":
-        return n
     if isinstance(wanted, int):
-        return min(wanted, n)
+        return wanted
+    if n == 1 or wanted == "all":
+        return None
     least = _least_for_memory(site, workers, n_bytes)
     if trial.model.spec.network.sparse:
         logger.info("All %d workers take part: what sparse rows cost is not tried.", n)
-        return n
+        return None
     if trial.flops(trial.batch_size) > _MOST_FLOPS or least == n:
         logger.info("All %d workers take part, by the size of the network or the rows.", n)
-        return n
+        return None
     began = time.perf_counter()
     times = _times(site, trial, workers)
     if times is None:
-        return n
+        return None
     size = max(best_of(times), least)
     logger.info(
         "%d of %d workers take part in each step of %d rows (tried in %.2f s: %s). "
@@ -128,7 +128,7 @@ def crew_size(site: ClusterSite, trial: Trial, n_bytes: int) -> int:
         ", ".join(f"{k} in {1e3 * seconds:.2f} ms" for k, seconds in times.items()),
         SETTING,
     )
-    return size
+    return size if size < n else None
 
 
 def best_of(times: dict[int, float]) -> int:

@@ -1,5 +1,6 @@
 """Training in this process: one rank, no dask."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,6 +16,7 @@ from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.steps import (
+    Course,
     LossSums,
     StepSettings,
     Workspace,
@@ -64,7 +66,14 @@ class LocalRuntime(AbstractContextManager["LocalRuntime"]):
     def __exit__(self, *error: Any) -> None:
         self._program.__exit__(*error)
 
-    def run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
+    def n_at_once(self) -> int:
+        return 1  # there is nothing between two epochs that more at once would save
+
+    def run_epochs(self, epochs: Sequence[Epoch], course: Course) -> list[float]:
+        [epoch] = epochs
+        return [self._run_epoch(epoch, course.settings())]
+
+    def _run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
         [batches] = epoch.shares(self._places)
         before = self._state.copy()
         layout, n_rows = self._model.layout, epoch.batch_size

@@ -12,12 +12,13 @@ from skdtheano.runtime.collective import Collective
 from skdtheano.runtime.failures import NotFinite
 from skdtheano.runtime.order import Batches
 from skdtheano.runtime.parameters import TrainState
-from skdtheano.runtime.steps import StepSettings, Workspace, is_finite, not_finite
+from skdtheano.runtime.steps import StepSettings, Workspace, is_finite, not_finite, quietly
 
 #: Step size of the outer momentum, as in DiLoCo.
 _OUTER_STEP = 0.7
 
 
+@quietly
 def run_local_epoch(
     workspace: Workspace,
     batches: Batches,
@@ -93,15 +94,14 @@ class _Average:
         collective: Collective,
     ) -> None:
         self._settings, self._collective = settings, collective
+        self._workspace = workspace
         self._n_coefs = workspace.layout.n_coefs
         self.own = [state.theta.copy(), *(slot.copy() for slot in state.slots)]
         n, dtype = len(state.theta), state.theta.dtype
-        self._rooms = [collective.room(n, dtype) for _ in range(2)]
-        self._result = collective.room(n, dtype)
+        *self._rooms, self._result = workspace.rooms(3, collective)
         self._share = collective.share(n, dtype)
         self._before = state.theta[self._share].copy()
         self._velocity = np.zeros_like(self._before)
-        self._n_sums = 0
         self._epoch_weight = 0.0
         self.loss = self.weight = 0.0
         self.n_rows = 0
@@ -145,8 +145,7 @@ class _Average:
     def _sum(
         self, scalars: tuple[float, ...], vector: np.ndarray, weight: float
     ) -> tuple[tuple[float, ...], np.ndarray]:
-        room = self._rooms[self._n_sums % 2]
-        self._n_sums += 1
+        room = self._rooms[self._workspace.turn()]
         np.multiply(vector, weight, out=room)
         scalars, part = self._collective.sum(scalars, room)
         return scalars, part.copy()

@@ -99,6 +99,9 @@ class Batches(Protocol):
     def batch_size(self) -> int:
         """Rows of each whole minibatch, but for the last one."""
 
+    def __len__(self) -> int:
+        """How many minibatches there are."""
+
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         """Yield, for each minibatch, local row numbers and the size of the whole batch."""
 
@@ -132,6 +135,9 @@ class ListedBatches:
     def nbytes(self) -> int:
         return self.rows.nbytes + self.counts.nbytes
 
+    def __len__(self) -> int:
+        return len(self.counts)
+
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         remaining, start = self.n_rows, 0
         for count in self.counts.tolist():
@@ -164,6 +170,12 @@ class Order(Protocol):
 
     def next_epoch(self) -> Epoch:
         """The next epoch's order."""
+
+    def mark(self) -> Any:
+        """Where the draws are, for `go_back`."""
+
+    def go_back(self, mark: Any) -> None:
+        """Let the next epoch be the one that came after the mark."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +234,14 @@ class GlobalOrder:
             self._places = self._places[permutation]
         return ListedEpoch(self._rows[self._places], self.batch_size)
 
+    def mark(self) -> Any:
+        return self.rng.get_state(legacy=False) if self.shuffle else None, self._places
+
+    def go_back(self, mark: Any) -> None:
+        state, self._places = mark
+        if state is not None:
+            self.rng.set_state(state)
+
 
 class BlockOrder:
     """A shuffle that needs memory for one window of blocks, not for the whole table.
@@ -267,6 +287,12 @@ class BlockOrder:
     def next_epoch(self) -> "KeyedEpoch":
         epoch, self._epoch = self._epoch, self._epoch + 1
         return KeyedEpoch(self, epoch)
+
+    def mark(self) -> int:
+        return self._epoch
+
+    def go_back(self, mark: int) -> None:
+        self._epoch = mark
 
     def held_out_rows(self, places: RowMap) -> list[np.ndarray]:
         """Local numbers of the rows left out of training, for each rank, ascending."""
@@ -334,6 +360,9 @@ class KeyedBatches:
     @property
     def batch_size(self) -> int:
         return self.order.batch_size
+
+    def __len__(self) -> int:
+        return -(-self.order.n_rows // self.order.batch_size)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         for rows, size, _ in self._cut(lambda rows: None):

@@ -25,19 +25,21 @@ from skdtheano.runtime.failures import (
 from skdtheano.runtime.hosts import may_share
 from skdtheano.runtime.mailbox import RoundAborted
 from skdtheano.runtime.model import Model
-from skdtheano.runtime.order import Epoch, HeldOut, ListedBatches
+from skdtheano.runtime.order import Epoch, HeldOut
+from skdtheano.runtime.pace import Pace
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.shares import Shares
 from skdtheano.runtime.sites import Check, Handle
-from skdtheano.runtime.steps import LossSums, StepSettings
+from skdtheano.runtime.steps import Course, LossSums
 from skdtheano.runtime.tasks import (
     RoundResult,
     Seat,
     evaluate_blocks,
-    report_of,
+    is_reported,
     score_blocks,
     train_round,
+    without_state,
 )
 
 Result = TypeVar("Result")
@@ -83,14 +85,22 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
         self._held_out = held_out
         self._sent_held_out: list[Any] | None = None
         #: The last state, where it is here too; that of a large model is on the workers alone.
-        self._here: RoundResult | None = RoundResult(state, 0.0, best)
+        self._here: RoundResult | None = RoundResult(state, best=best)
         self._copies: list[Handle] = []  # on workers, once a round asks for one
         self._keeps = False  # whether the state of now is the best
+        #: Of parameters: those of now, the optimizer's, and the best.
+        self._n_vectors = 2 + len(state.slots)
+        #: What the next epoch is known to end in.
+        self._error: NotFinite | None = None
+        self._pace = Pace(shares.places.n_rows)
 
     def __exit__(self, *error: object) -> None:
         """What the workers hold is the site's to release."""
 
-    def run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
+    def n_at_once(self) -> int:
+        return self._pace.n_at_once
+
+    def run_epochs(self, epochs: Sequence[Epoch], course: Course) -> list[float]:
         """Run one round, again if it loses a worker.
 
         Raises
@@ -100,13 +110,25 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
         NotFinite
             If a loss or a gradient is; names the blocks.
         """
+        if self._error is not None:
+            raise self._error
+        first = course.settings().epoch
 
-        def attempt() -> float:
+        def attempt() -> list[float]:
             if not self._shares.are_current() or _any_lost(self._copies):
                 self._regroup()  # workers that have joined take their share
-            return self._run_round(epoch, settings)
+            return self._run_round(epochs, course)
 
-        return self._retried(f"Epoch {settings.epoch}", attempt)
+        what = f"Epoch {first}" if len(epochs) == 1 else f"The round from epoch {first} on"
+        try:
+            return self._retried(what, attempt)
+        except NotFinite as error:
+            n_before = error.epoch - first
+            if not n_before:
+                raise
+            # The epochs before it are to be kept: run again, they end before it.
+            self._error = error
+            return self._retried(what, lambda: self._run_round(epochs[:n_before], course))
 
     def _retried(self, what: str, attempt: Callable[[], Result]) -> Result:
         causes: list[str] = []
@@ -130,12 +152,14 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
         self._keep_living_copies()
         self._group()
 
-    def _run_round(self, epoch: Epoch, settings: StepSettings) -> float:
-        round_id = f"skdtheano-epoch-{settings.epoch}-{uuid.uuid4().hex[:12]}"
+    def _run_round(self, epochs: Sequence[Epoch], course: Course) -> list[float]:
+        began = time.monotonic()
+        round_id = f"skdtheano-epoch-{course.settings().epoch}-{uuid.uuid4().hex[:12]}"
         is_shared = may_share()
         tasks: list[Handle] = []
         try:
-            for rank, batches in enumerate(epoch.shares(self._shares.places)):
+            shares = zip(*(epoch.shares(self._shares.places) for epoch in epochs), strict=True)
+            for rank, batches in enumerate(shares):
                 worker = self._shares.workers[rank]
                 tasks.append(
                     self._site.submit(
@@ -143,8 +167,8 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
                         self._model,
                         self._shares.blocks_of(rank),
                         self._copy_for(rank),
-                        self._sent(batches, worker),
-                        settings,
+                        self._sent(list(batches), worker),
+                        course,
                         self._keeps,
                         Seat(
                             round_id,
@@ -158,24 +182,30 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
                         priority=10,
                     )
                 )
-            report = self._site.submit(
-                report_of,
-                tasks[0],
-                len(tasks),
-                workers=[self._shares.workers[0]],
-                key=f"{round_id}-report",
-            )
-            self._site.wait([*tasks, report], self._check(tasks))
+            is_reported = self._is_reported(len(tasks))
+            told = tasks[0] if is_reported else self._told(tasks[0], round_id)
+            self._site.wait([*tasks, told], self._check(tasks))
             self._raise_failures(tasks)
-            [(loss, result)] = self._site.get([report], self._check(tasks))
+            [result] = self._site.get([told], self._check(tasks))
         except BaseException:
             # Cancelled tasks leave their round at its next exchange. A closed client has
             # cancelled them by itself, and says so here in words that would hide ours.
             with suppress(Exception):
                 self._site.client.cancel(tasks, force=True)
             raise
-        self._copies, self._here, self._keeps = tasks, result, False
-        return float(loss)
+        self._copies, self._keeps = tasks, False
+        self._here = result if is_reported else None
+        self._pace.note(time.monotonic() - began, result.seconds)
+        return list(result.losses)
+
+    def _is_reported(self, n_copies: int) -> bool:
+        layout, dtype = self._model.layout, np.dtype(self._model.dtype)
+        return is_reported(layout.n_parameters * dtype.itemsize * self._n_vectors, n_copies)
+
+    def _told(self, task: Handle, round_id: str) -> Handle:
+        worker = self._shares.workers[0]
+        key = f"{round_id}-report"
+        return self._site.submit(without_state, task, workers=[worker], key=key)
 
     def _check(self, tasks: Sequence[Handle]) -> Check:
         """What to look at while waiting for tasks of the workers that hold rows."""
@@ -335,10 +365,13 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
 
     def _sent(self, argument: Any, worker: str | None) -> Any:
         """An argument as it is or, where it is large, as data on a worker."""
-        is_large = isinstance(argument, np.ndarray | ListedBatches)
-        if is_large and argument.nbytes > _SCATTER_BYTES:
-            return self._site.scatter(argument, worker)
-        return argument
+        parts = argument if isinstance(argument, list) else [argument]
+        n_bytes = sum(getattr(part, "nbytes", 0) for part in parts)
+        if n_bytes <= _SCATTER_BYTES:
+            return argument
+        # A list would be sent part by part.
+        sent = self._site.scatter([argument], worker)
+        return sent[0]
 
     def _total(self, parts: Iterable[Handle]) -> Any:
         tasks = list(parts)

@@ -5,6 +5,7 @@ The same functions run in this process and, with peers to sum with, on dask work
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -52,6 +53,23 @@ class StepSettings:
     may_diverge: bool
     sync_every: int = 1
     outer_momentum: float = 0.0
+
+
+class Course(Protocol):
+    """What follows from the losses of epochs: the same wherever it is asked."""
+
+    @property
+    def n_left(self) -> int:
+        """Epochs at most from now on."""
+
+    def silent_copy(self) -> "Course":
+        """One that goes ahead by itself, and tells nobody."""
+
+    def settings(self) -> StepSettings:
+        """Of the next epoch's steps."""
+
+    def take(self, loss_sum: float) -> bool:
+        """Take note of an epoch's sum of loss times rows."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,27 @@ class Workspace:
         self.layout = layout
         self.room = BatchRoom(blocks, multiple_of)
         self._theta: np.ndarray | None = None
+        self._turn = 0
+        self._rooms: list[np.ndarray] = []
+
+    def gradient(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """A vector for the next gradient, and its parts.
+
+        In turn, across epochs too: others may still read the last one.
+        """
+        return self.gradients[self.turn() % len(self.gradients)]
+
+    def turn(self) -> int:
+        """0 and 1 in turn."""
+        self._turn = 1 - self._turn
+        return self._turn
+
+    def rooms(self, n: int, collective: Collective) -> list[np.ndarray]:
+        """Some vectors like the parameters, the same ones each time."""
+        while len(self._rooms) < n:
+            n_parameters, dtype = self.layout.n_parameters, self.program.spec.network.dtype
+            self._rooms.append(collective.room(n_parameters, np.dtype(dtype)))
+        return self._rooms[:n]
 
     def arrange(self, state: TrainState, collective: Collective) -> None:
         """Cut the vectors of a state up; the same ones are not cut again."""
@@ -122,6 +161,12 @@ class Workspace:
         )
 
 
+#: What is not finite is looked for, and told with its minibatch: NumPy's warnings would come
+#: before, of a line that no user knows.
+quietly = np.errstate(all="ignore")
+
+
+@quietly
 def run_epoch(
     workspace: Workspace,
     batches: Batches,
@@ -151,7 +196,7 @@ def run_epoch(
     theta, *slots = workspace.share
     total = 0.0
     for number, (rows, size, batch, weight) in enumerate(batches.gathered(workspace.room), 1):
-        vector, out = workspace.gradients[number % len(workspace.gradients)]
+        vector, out = workspace.gradient()
         if batch is not None:
             loss = program.sums(parameters, batch.rows, batch.targets, batch.weights, out)
         else:
@@ -188,6 +233,7 @@ def is_finite(vector: np.ndarray) -> bool:
     return math.isfinite(np.add.reduce(vector)) or bool(np.isfinite(vector).all())
 
 
+@quietly
 def not_finite(workspace: Workspace, rows: np.ndarray, theta: np.ndarray) -> list[int]:
     """The blocks whose share of a minibatch has a loss or a gradient that is not finite."""
     layout, part = workspace.layout, np.zeros_like(theta)
@@ -207,6 +253,7 @@ def _rows_at_once(layout: Layout, theta: np.ndarray) -> int:
     return rows_per_call(max(layout.units), theta.dtype.name)
 
 
+@quietly
 def loss_sums(
     program: Program, layout: Layout, blocks: RowBlocks, theta: np.ndarray
 ) -> LossSums:
@@ -224,6 +271,7 @@ def loss_sums(
     return LossSums(loss, weight, gradient)
 
 
+@quietly
 def score_sums(
     program: Program, layout: Layout, blocks: RowBlocks, rows: np.ndarray, theta: np.ndarray
 ) -> ScoreSums:

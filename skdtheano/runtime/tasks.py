@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from skdtheano.runtime.peers import Peers
 from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.steps import (
+    Course,
     LossSums,
     StepSettings,
     Workspace,
@@ -49,13 +50,17 @@ class RoundResult:
     Attributes
     ----------
     state : TrainState
-    loss : float
+    losses : list of float
+        Of each epoch of the round.
+    seconds : list of float
+        That each epoch took.
     best : ndarray or None
         The parameters to go back to, as of an earlier round.
     """
 
     state: TrainState
-    loss: float
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     best: np.ndarray | None = None
 
     def __sizeof__(self) -> int:
@@ -163,26 +168,44 @@ def train_round(
     model: Model,
     blocks: list[Block] | Stored,
     before: RoundResult,
-    batches: Batches,
-    settings: StepSettings,
+    epochs: list[Batches],
+    course: Course,
     keep: bool,
     seat: Seat,
 ) -> RoundResult:
-    """One worker's part of an epoch; with `keep` its beginning is the best so far."""
+    """One worker's part of some epochs; with `keep` their beginning is the best so far.
+
+    Ends sooner where the course does, which all ranks find alike.
+    """
     given = before.state
     state = TrainState(given.theta, list(given.slots), given.step)
+    course = course.silent_copy()  # ranks that are threads are given the same one
+    losses: list[float] = []
+    seconds: list[float] = []
     with _taken(seat) as peers, Program(model.spec) as program:
         rows = _rows(model, blocks)
-        if isinstance(rows.blocks, _StoredBlocks) and isinstance(batches, KeyedBatches):
-            rows.blocks.make_room(batches.most_rows())
+        if not isinstance(rows.blocks, _StoredBlocks):
+            rows = rows.for_gathers(sum(map(len, epochs)))
         workspace = Workspace(program, model.layout, rows, _multiple_of(seat))
-        with _threads(model, batches.batch_size // len(seat.addresses)):
-            is_local = settings.sync_every > 1 and peers.n_ranks > 1
-            epoch = run_local_epoch if is_local else run_epoch
-            loss = epoch(workspace, batches, state, settings, peers)
+        with _threads(model, epochs[0].batch_size // len(seat.addresses)):
+            for batches in epochs:
+                if losses:
+                    course.take(losses[-1])
+                    if not course.n_left:
+                        break
+                began = time.perf_counter()
+                if isinstance(rows.blocks, _StoredBlocks) and isinstance(
+                    batches, KeyedBatches
+                ):
+                    rows.blocks.make_room(batches.most_rows())
+                settings = course.settings()
+                is_local = settings.sync_every > 1 and peers.n_ranks > 1
+                run = run_local_epoch if is_local else run_epoch
+                losses.append(run(workspace, batches, state, settings, peers))
+                seconds.append(time.perf_counter() - began)
         # A copy: what the ranks share goes with the round.
         state = state.copy()
-    return RoundResult(state, loss, given.theta if keep else before.best)
+    return RoundResult(state, losses, seconds, given.theta if keep else before.best)
 
 
 def timed_steps(
@@ -248,14 +271,18 @@ def _own_threads(worker: Worker) -> int:
     return max(worker.state.nthreads, 1) if alone else 1
 
 
-def report_of(result: RoundResult, n_copies: int) -> tuple[float, RoundResult | None]:
-    """What the caller of a round gets: its loss; and all of it, where that is little.
+def is_reported(n_bytes: int, n_copies: int) -> bool:
+    """Whether the caller of a round gets all of its result, of so many bytes.
 
     With it a fit survives the loss of all its workers. Where only one has a copy, more than
     a little is worth it.
     """
-    limit = _REPORTED_BYTES if n_copies > 1 else _REPORTED_BYTES_OF_ONE
-    return result.loss, result if sizeof(result) <= limit else None
+    return n_bytes <= (_REPORTED_BYTES if n_copies > 1 else _REPORTED_BYTES_OF_ONE)
+
+
+def without_state(result: RoundResult) -> RoundResult:
+    """What the caller gets otherwise."""
+    return RoundResult(TrainState(np.empty(0)), result.losses, result.seconds)
 
 
 def score_blocks(

@@ -50,7 +50,7 @@ def classifier(**parameters: Any) -> DistributedMLPClassifier:
 @contextmanager
 def ends_after(epoch: int) -> Iterator[None]:
     """A fit ends once it has written what it had after an epoch."""
-    write = checkpoints.FitCheckpoint._write
+    write = checkpoints.FitCheckpoint.write
 
     def write_and_end(self: Any, progress: Progress, runtime: Any) -> None:
         write(self, progress, runtime)
@@ -58,7 +58,7 @@ def ends_after(epoch: int) -> Iterator[None]:
             raise Interrupted
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(checkpoints.FitCheckpoint, "_write", write_and_end)
+        patch.setattr(checkpoints.FitCheckpoint, "write", write_and_end)
         yield
 
 
@@ -289,11 +289,11 @@ def test_random_numbers_that_others_drew_are_told(tmp_path: Path) -> None:
     generator = np.random.RandomState(0)
     clf = classifier(random_state=generator, checkpoint=tmp_path / "fit.npz")
     with ends_after(4):
-        write = checkpoints.FitCheckpoint._write
+        write = checkpoints.FitCheckpoint.write
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 checkpoints.FitCheckpoint,
-                "_write",
+                "write",
                 lambda *given: (generator.normal(), write(*given)),
             )
             clf.fit(X, Y)
@@ -461,7 +461,7 @@ def test_checkpoints_are_written_as_often_as_asked(
         self._written_at = clock()
 
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=clock))
-    monkeypatch.setattr(checkpoints.FitCheckpoint, "_write", write)
+    monkeypatch.setattr(checkpoints.FitCheckpoint, "write", write)
     for every, epochs in (
         (1, [1, 2, 3, 4, 5, 6, 7, 8, 9]),
         (4, [4, 8, 9]),

@@ -41,7 +41,7 @@ def fit() -> Any:
 
 
 @pytest.fixture
-def places(monkeypatch: pytest.MonkeyPatch) -> "Places":
+def places(monkeypatch: pytest.MonkeyPatch, an_epoch_a_round: None) -> "Places":
     return Places(monkeypatch)
 
 
@@ -51,19 +51,19 @@ class Places:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.before: dict[int, Callable[[], Any]] = {}
         self.seen: dict[int, list[str]] = {}
-        run_epoch, run_round = ClusterRuntime.run_epoch, ClusterRuntime._run_round
+        run_epochs, run_round = ClusterRuntime.run_epochs, ClusterRuntime._run_round
 
-        def called_before(runtime: ClusterRuntime, epoch: Any, settings: Any) -> float:
-            self.before.get(settings.epoch, lambda: None)()
-            return run_epoch(runtime, epoch, settings)
+        def called_before(runtime: ClusterRuntime, epochs: Any, course: Any) -> list[float]:
+            self.before.get(course.settings().epoch, lambda: None)()
+            return run_epochs(runtime, epochs, course)
 
-        def seen(runtime: ClusterRuntime, epoch: Any, settings: Any) -> float:
+        def seen(runtime: ClusterRuntime, epochs: Any, course: Any) -> list[float]:
             shares = runtime._shares
             owners = [shares.workers[rank] for rank in shares.places.owners]
-            self.seen[settings.epoch] = owners
-            return run_round(runtime, epoch, settings)
+            self.seen[course.settings().epoch] = owners
+            return run_round(runtime, epochs, course)
 
-        monkeypatch.setattr(ClusterRuntime, "run_epoch", called_before)
+        monkeypatch.setattr(ClusterRuntime, "run_epochs", called_before)
         monkeypatch.setattr(ClusterRuntime, "_run_round", seen)
 
     def moved(self, epoch: int) -> int:

@@ -239,6 +239,7 @@ def assert_fits(ours: Any, cluster: LocalCluster, place: str) -> None:
     assert_allclose(ours.coefs_[0], theirs.coefs_[0], rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.usefixtures("an_epoch_a_round")
 @pytest.mark.usefixtures("no_collection")
 @at_each_place(always="epoch")
 def test_ctrl_c(

@@ -67,15 +67,16 @@ def test_a_model_that_diverges_keeps_its_last_finite_epoch() -> None:
         assert_allclose(ours, theirs, rtol=0)
 
 
+@pytest.mark.usefixtures("an_epoch_a_round")
 def test_a_round_that_keeps_failing_leaves_what_the_epochs_before_learned(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_round = ClusterRuntime._run_round
 
-    def lost(self: ClusterRuntime, epoch: Any, settings: Any) -> float:
-        if settings.epoch == 4:
+    def lost(self: ClusterRuntime, epochs: Any, course: Any) -> list[float]:
+        if course.settings().epoch == 4:
             raise RoundFailed("lost worker tcp://10.0.0.1:1")
-        return run_round(self, epoch, settings)
+        return run_round(self, epochs, course)
 
     monkeypatch.setattr(ClusterRuntime, "_run_round", lost)
     reg = regressor()
@@ -92,6 +93,7 @@ def test_a_round_that_keeps_failing_leaves_what_the_epochs_before_learned(
     assert reg.t_ == 4 * len(X)
 
 
+@pytest.mark.usefixtures("an_epoch_a_round")
 @pytest.mark.exhaustive
 def test_a_round_that_loses_three_workers_names_them_and_ends_the_fit() -> None:
     lost: list[str] = []
@@ -125,6 +127,7 @@ def test_a_round_that_loses_three_workers_names_them_and_ends_the_fit() -> None:
     assert reg.n_iter_ == 2
 
 
+@pytest.mark.usefixtures("an_epoch_a_round")
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("when", ["before the fit", "between epochs"])
 def test_workers_that_all_stay_paused_end_the_fit(
@@ -138,12 +141,12 @@ def test_workers_that_all_stay_paused_end_the_fit(
         while {w["status"] for w in client.scheduler_info()["workers"].values()} != {"paused"}:
             time.sleep(0.05)
 
-    run_epoch = ClusterRuntime.run_epoch
+    run_epochs = ClusterRuntime.run_epochs
 
-    def paused(self: ClusterRuntime, epoch: Any, settings: Any) -> float:
-        if settings.epoch == 3:
+    def paused(self: ClusterRuntime, epochs: Any, course: Any) -> list[float]:
+        if course.settings().epoch == 3:
             pause()
-        return run_epoch(self, epoch, settings)
+        return run_epochs(self, epochs, course)
 
     with (
         LocalCluster(
@@ -155,27 +158,28 @@ def test_workers_that_all_stay_paused_end_the_fit(
         if when == "before the fit":
             pause()
         else:
-            monkeypatch.setattr(ClusterRuntime, "run_epoch", paused)
+            monkeypatch.setattr(ClusterRuntime, "run_epochs", paused)
         reg = regressor()
         with pytest.raises(RuntimeError, match=r"been paused for .* s: .*memory_limit="):
             reg.fit(*in_blocks(X, Y))
     assert getattr(reg, "n_iter_", 0) == (0 if when == "before the fit" else 2)
 
 
+@pytest.mark.usefixtures("an_epoch_a_round")
 @pytest.mark.exhaustive
 def test_a_worker_that_is_restarted_at_its_address_between_epochs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No worker has joined or left then, and what it held is gone."""
-    run_epoch = ClusterRuntime.run_epoch
+    run_epochs = ClusterRuntime.run_epochs
 
-    def restarted(self: ClusterRuntime, epoch: Any, settings: Any) -> float:
-        if settings.epoch == 3:
+    def restarted(self: ClusterRuntime, epochs: Any, course: Any) -> list[float]:
+        if course.settings().epoch == 3:
             client.restart_workers(before, timeout=60)
             client.wait_for_workers(1, timeout=60)
-        return run_epoch(self, epoch, settings)
+        return run_epochs(self, epochs, course)
 
-    monkeypatch.setattr(ClusterRuntime, "run_epoch", restarted)
+    monkeypatch.setattr(ClusterRuntime, "run_epochs", restarted)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -235,14 +235,15 @@ ACTS: dict[str, Callable[[Trouble], None]] = {
 def between_epochs(
     monkeypatch: pytest.MonkeyPatch, epoch: int, act: Callable[[], None]
 ) -> None:
-    run_epoch = ClusterRuntime.run_epoch
+    run_epochs = ClusterRuntime.run_epochs
 
-    def run(self: ClusterRuntime, batches: Any, settings: Any) -> float:
-        if settings.epoch == epoch:
+    def run(self: ClusterRuntime, epochs: Any, course: Any) -> list[float]:
+        if course.settings().epoch == epoch:
             act()
-        return run_epoch(self, batches, settings)
+        return run_epochs(self, epochs, course)
 
-    monkeypatch.setattr(ClusterRuntime, "run_epoch", run)
+    monkeypatch.setattr(ClusterRuntime, "run_epochs", run)
+    monkeypatch.setattr(ClusterRuntime, "n_at_once", lambda self: 1)
 
 
 @pytest.mark.parametrize(("fault", "place", "n_workers"), MATRIX)

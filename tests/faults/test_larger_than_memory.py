@@ -97,14 +97,14 @@ def test_a_table_of_four_times_the_memory_is_trained_on_from_disk(
     assert X.nbytes == 4 * 2 * KEPT
     in_memory = DistributedMLPClassifier(**PARAMETERS).fit(X, y)
     found: list[dict[str, tuple[int, frozenset[str]]]] = []
-    run_epoch = ClusterRuntime.run_epoch
+    run_epochs = ClusterRuntime.run_epochs
 
-    def watched(self: ClusterRuntime, *arguments: Any) -> float:
-        loss = run_epoch(self, *arguments)
+    def watched(self: ClusterRuntime, *arguments: Any) -> list[float]:
+        losses = run_epochs(self, *arguments)
         found.append(client.run(kept_and_stored))
-        return loss
+        return losses
 
-    monkeypatch.setattr(ClusterRuntime, "run_epoch", watched)
+    monkeypatch.setattr(ClusterRuntime, "run_epochs", watched)
     stored = DistributedMLPClassifier(client=client, **PARAMETERS).fit(X, y)
     assert_allclose(stored.loss_curve_, in_memory.loss_curve_, rtol=1e-9)
     assert stored.validation_scores_ == in_memory.validation_scores_
