@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose
 
 from skdtheano import DistributedMLPClassifier, DistributedMLPRegressor
 from skdtheano.runtime import crew
+from skdtheano.runtime.cluster import ClusterSite
 from skdtheano.runtime.crew import asked_for, best_of
 from skdtheano.runtime.workers import packed
 
@@ -21,9 +22,9 @@ from skdtheano.runtime.workers import packed
     "times, size",
     [
         ({1: 1.0, 2: 0.5}, 2),
-        ({1: 1.0, 2: 0.97}, 1),  # not worth another worker
+        ({1: 1.0, 2: 0.9}, 1),  # not worth another worker
         ({1: 1.0, 2: 1.4, 4: 3.0}, 1),
-        ({1: 4.0, 2: 2.2, 4: 1.2, 7: 1.19}, 4),
+        ({1: 4.0, 2: 2.2, 4: 1.2, 7: 1.1}, 4),
     ],
 )
 def test_the_fewest_that_are_as_fast_as_any_take_part(
@@ -134,6 +135,21 @@ class TestOnTwoWorkers:
         assert again.n_iter_ == 3
         here = model().fit(*client.gather(client.compute([X, y])))
         assert_allclose(first.loss_curve_, here.loss_curve_, rtol=1e-9)
+
+    def test_how_many_is_asked_again_when_others_are_there(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        site = ClusterSite(client)
+        found = iter([1, None, 2])
+        site.crew = lambda: next(found)
+        everyone = sorted(client.nthreads())
+        assert len(site.crew_now()) == len(site.crew_now()) == 1
+        monkeypatch.setattr(site, "available_workers", lambda: [*everyone, "tcp://new:1"])
+        assert set(site.crew_now()) == {*everyone, "tcp://new:1"}
+        monkeypatch.setattr(site, "available_workers", lambda: ["tcp://new:1", *everyone])
+        assert len(site.crew_now()) == 3  # the same ones
+        monkeypatch.setattr(site, "available_workers", lambda: everyone)
+        assert sorted(site.crew_now()) == everyone
 
     def test_a_fit_goes_on_where_a_trial_fails(
         self, client: Client, monkeypatch: pytest.MonkeyPatch

@@ -185,7 +185,7 @@ class RowBlocks:
     def by_block(self, rows: np.ndarray) -> Iterator[tuple[int, Batch]]:
         """Rows by number, in a batch for each block that holds some of them."""
         for i, places in _places(rows, np.cumsum([0, *self._named])):
-            yield i, self.gather(rows[np.sort(places)])
+            yield i, self.gather(rows[places])
 
     def _parts(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Block]]:
         """Rows by number, block by block, with their places among those asked for."""

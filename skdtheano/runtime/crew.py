@@ -32,11 +32,14 @@ logger = logging.getLogger(__name__)
 
 SETTING = "skdtheano.workers"
 
-#: More workers have to save this share of a step, or fewer do as well.
-_WORTH = 0.05
+#: More workers have to save this share of a step, or fewer do as well: their rounds cost some
+#: milliseconds more, and on busy machines one of more ranks is late more often.
+_WORTH = 0.15
 
-#: Floating-point operations of the steps that are timed at once: some 20 ms.
-_TIMED_FLOPS = 2e9
+#: Seconds of the steps that are timed at once, by a guess at what they take.
+_TIMED_SECONDS = 0.03
+_FLOPS_PER_SECOND, _STEP_SECONDS = 2e10, 1.5e-4
+_MOST_STEPS = 200
 #: Above so many a step, nothing is timed: then products are all that counts.
 _MOST_FLOPS = 2e10
 
@@ -140,7 +143,7 @@ def best_of(times: dict[int, float]) -> int:
         Seconds of a step, by number of workers.
     """
     fastest = min(times.values())
-    return min(k for k, seconds in times.items() if seconds <= fastest * (1 + _WORTH))
+    return min(k for k, seconds in times.items() if seconds * (1 - _WORTH) <= fastest)
 
 
 def _least_for_memory(site: ClusterSite, workers: Sequence[str], n_bytes: int) -> int:
@@ -157,7 +160,9 @@ def _times(site: ClusterSite, trial: Trial, workers: Sequence[str]) -> dict[int,
     """Seconds of a step by number of workers; None if a worker went meanwhile."""
     settings = replace(trial.settings, epoch=0, may_diverge=True)
     trial = replace(trial, settings=settings)
-    key = (site.client.scheduler_info(n_workers=0)["id"], tuple(workers), trial, may_share())
+    # Of the optimizer its rule counts, which is in the model's spec, and not its numbers.
+    cluster = site.client.scheduler_info(n_workers=0)["id"]
+    key = (cluster, tuple(workers), trial.model, trial.batch_size, may_share())
     with _lock:
         if key in _known:
             _known.move_to_end(key)
@@ -181,7 +186,8 @@ def _times(site: ClusterSite, trial: Trial, workers: Sequence[str]) -> dict[int,
 
 def _timed(site: ClusterSite, trial: Trial, workers: Sequence[str]) -> float:
     n_rows = -(-trial.batch_size // len(workers))
-    n_steps = int(min(max(_TIMED_FLOPS / 3 / trial.flops(n_rows), 1), 20))
+    guessed = _STEP_SECONDS + trial.flops(n_rows) / _FLOPS_PER_SECOND
+    n_steps = int(min(max(_TIMED_SECONDS / guessed, 1), _MOST_STEPS))
     round_id = f"skdtheano-trial-{len(workers)}-{uuid.uuid4().hex[:12]}"
     tasks = [
         site.submit(
