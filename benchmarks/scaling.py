@@ -191,9 +191,8 @@ def measured_steps(cluster: Cluster, nets: list[Net], repeats: int) -> dict[str,
             turns = [(table, epochs) for table in (net, few) for epochs in (1, 1 + EPOCHS)]
             for turn in turns:
                 cluster.seconds(*turn, "fit")
-            least = [
-                min(cluster.seconds(*turn, "fit") for _ in range(repeats)) for turn in turns
-            ]
+            spent = [[cluster.seconds(*turn, "fit") for turn in turns] for _ in range(repeats)]
+            least = list(map(min, zip(*spent, strict=True)))
             beyond = (least[1] - least[0]) - (least[3] - least[2])
             found[net.name] = beyond / EPOCHS / ((net.rows - few.rows) // net.batch)
     return found
