@@ -1,7 +1,7 @@
 """How a fit would scale on 2 to 4096 workers: a model of rates and counts.
 
     python benchmarks/scaling.py [--nets small,medium] [--per-host 1 8 32]
-        [--latency-us N] [--gbit N] [--quick]
+        [--latency-us N] [--gbit N] [--rates FILE] [--quick]
 
 Prints, for each net, the strong scaling of its own minibatch and of one of 65,536 rows, and
 the weak scaling with its own minibatch on each worker: milliseconds of a step, and in brackets
@@ -23,16 +23,19 @@ The step of a worker is *compute + update + exchange*:
 Assumed are hosts with a processor like this machine's for each worker, and memory that serves
 all of them as fast as two; a switch to which each host has a full duplex link of its own, as
 fast as this machine's comms with itself, unless `--latency-us` adds to each latency or
-`--gbit` bounds the rate; rows shared out evenly; nobody who is slow. Each message but the
-first that a leader waits for costs what an event loop takes to send and receive a small one.
+`--gbit` bounds the rate; rows shared out evenly, in four blocks a worker; nobody who is slow.
+Each message but the first that a leader waits for costs what an event loop takes to send and
+receive a small one.
 
 Not in a step, and so not here: what an epoch takes once, which is the caller's permutation and
 a round of tasks, in which every worker says hello to every other one.
 
-Writes scaling.json and scaling.png into `--out`.
+Writes scaling.json and scaling.png into `--out`. With `--rates` and an earlier scaling.json
+its rates are taken, and nothing is measured: to try other networks and numbers a host.
 """
 
 import argparse
+import json
 import tempfile
 import time
 from contextlib import closing
@@ -212,12 +215,28 @@ def validated(
     return rows
 
 
+def measured(
+    nets: list[Net], repeats: int
+) -> tuple[dict[str, NetRates], Links, list[dict[str, Any]]]:
+    """Rates of this machine, and what the model makes of them beside fits."""
+    rated = {net.name: rates.net_rates(net) for net in nets}
+    steps = {}
+    with tempfile.TemporaryDirectory() as folder:
+        with closing(Cluster(0, 1, folder)) as one:
+            steps[1] = measured_steps(one, nets, repeats)
+        with closing(TwoWorkers(0, 1, folder)) as two:
+            links = rates.links(two.client, nets)
+            steps[2] = measured_steps(two, nets, repeats)
+    return rated, links, validated(nets, rated, links, steps)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--nets", default=",".join(NETS), help="of %(default)s")
     parser.add_argument("--per-host", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--latency-us", type=float, default=0.0, help="of the network")
     parser.add_argument("--gbit", type=float, help="per second, of each host's link")
+    parser.add_argument("--rates", type=Path, help="of a scaling.json, not measured anew")
     parser.add_argument("--ranks", type=int, default=64, help="at most, that are counted")
     parser.add_argument("--repeats", type=int, default=3, help="of the fits that are timed")
     parser.add_argument("--quick", action="store_true", help="1 repeat, and 16 ranks")
@@ -230,21 +249,17 @@ def main() -> None:
     start = time.perf_counter()
     n_shapes = traffic.check(16 if given.quick else given.ranks)
     print(f"Counts and formulas agree for {n_shapes} shapes of hosts and workers.")
-    rated = {net.name: rates.net_rates(net) for net in nets}
-    repeats = 1 if given.quick else given.repeats
-    steps = {}
-    with tempfile.TemporaryDirectory() as folder:
-        with closing(Cluster(0, 1, folder)) as one:
-            steps[1] = measured_steps(one, nets, repeats)
-        with closing(TwoWorkers(0, 1, folder)) as two:
-            links = rates.links(two.client, nets)
-            steps[2] = measured_steps(two, nets, repeats)
+    if given.rates is not None:
+        told = json.loads(given.rates.read_text())
+        rated = {net.name: NetRates(**told["rates"][net.name]) for net in nets}
+        links, validation = Links(**told["links"]), told["validation"]
+    else:
+        rated, links, validation = measured(nets, 1 if given.quick else given.repeats)
     network = Network(
         1e-6 * given.latency_us, 0.0 if given.gbit is None else 8e-9 / given.gbit
     )
     rows = modelled(nets, given.per_host, rated, links, network)
     print_report(rows, given.per_host)
-    validation = validated(nets, rated, links, steps)
     report.print_table(
         "a step, ms",
         ("modelled", "measured", "ratio"),
