@@ -27,8 +27,11 @@ fast as this machine's comms with itself, unless `--latency-us` adds to each lat
 Each message but the first that a leader waits for costs what an event loop takes to send and
 receive a small one.
 
-Not in a step, and so not here: what an epoch takes once, which is the caller's permutation and
-a round of tasks, in which every worker says hello to every other one.
+Not in the model is what an epoch takes once, whatever its steps: the caller's permutation, a
+round of tasks in which every worker says hello to every other one, and binding to arrays of
+each size that a worker's share of a minibatch has. Nor is it that ranks which arrive at
+different times sleep and are woken, where a *barrier* measured in lockstep spins: so for small
+networks it is too good, and the ratios at the end tell by how much.
 
 Writes scaling.json and scaling.png into `--out`. With `--rates` and an earlier scaling.json
 its rates are taken, and nothing is measured: to try other networks and numbers a host.
