@@ -17,6 +17,7 @@ from exchange import timed_sums
 
 from harness.contenders import ALPHA, N_BLOCKS, rows_of
 from harness.nets import Net
+from harness.traffic import shape_of
 from skdtheano.graphs.network import Network
 from skdtheano.graphs.optimizers import Adam
 from skdtheano.runtime.blas import blas_threads
@@ -169,10 +170,11 @@ def links(client: Client, nets: list[Net]) -> Links:
     for name, n_bytes in sizes.items():
         found = sums[n_bytes]
         # Where slices pay a rank adds and copies a half; else it adds all, in one wait.
-        is_shared = found["both"] - found["shared"] > barrier / 2
+        is_shared = shape_of(2, 2, n_bytes).is_shared
         part = n_bytes / 2 if is_shared else n_bytes
         add[name] = max(found["shared"] - barrier, 0) / part
-        copy[name] = max(found["both"] - found["shared"] - barrier, 0) / part
+        beyond = found["both"] - found["shared"] - barrier if is_shared else 0.0
+        copy[name] = max(beyond, 0) / part
         send[name] = max(found["comms"] - latency, 0) / n_bytes
     return Links(barrier, reading_seconds(), latency, message_seconds(client), add, copy, send)
 
