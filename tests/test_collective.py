@@ -1,8 +1,10 @@
 """Sums between workers: exact, alike on every rank, and counted."""
 
+import asyncio
 import gc
 import os
 import signal
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,6 +19,7 @@ import pytest
 from distributed import Client, LocalCluster, get_worker, secede
 from numpy.testing import assert_array_equal
 
+from skdtheano.runtime.comms import begun
 from skdtheano.runtime.mailbox import ExchangePlugin, Mailbox, PeerLost, RoundAborted
 from skdtheano.runtime.peers import Peers
 from skdtheano.runtime.shared import SharedWire
@@ -309,3 +312,94 @@ def test_the_first_failure_of_a_round_is_the_one_that_is_raised() -> None:
         mailbox.take(1, {1}, timeout=0)
     # What all had sent before counts: whoever failed did so after it.
     assert set(mailbox.take(0, {1}, timeout=0)) == {1}
+
+
+def test_a_round_wakes_when_the_last_part_that_it_waits_for_is_there() -> None:
+    mailbox, parts = Mailbox(), []
+
+    def wait() -> None:
+        parts.append(mailbox.take(3, {1, 2}, timeout=60))
+
+    for late in ((1, 2), (2, 1)):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        mailbox.put(4, late[0], ((), np.ones(1)))  # of the step after it
+        mailbox.put(3, late[0], ((), np.ones(1)))
+        while mailbox._awaited != {(3, late[1])}:
+            pass
+        assert waiting.is_alive()
+        mailbox.put(3, late[1], ((), np.ones(1)))
+        waiting.join(timeout=30)
+        assert set(parts.pop()) == {1, 2}
+    assert mailbox._bell.locked()  # no ring is left over for the next wait
+
+
+def test_a_wait_that_has_timed_out_leaves_nothing_behind() -> None:
+    mailbox = Mailbox()
+    mailbox.put(0, 1, ((), np.ones(1)))
+    assert set(mailbox.take(0, {1, 2}, timeout=0)) == {1}
+    mailbox.put(0, 2, ((), np.ones(1)))  # rings for nobody
+    assert mailbox._bell.locked()
+    assert mailbox.take(1, {1}, timeout=0) == {}
+    assert set(mailbox.take(0, {2}, timeout=0)) == {2}
+
+
+def test_a_failure_wakes_the_round_at_once() -> None:
+    mailbox, raised = Mailbox(), []
+
+    def wait() -> None:
+        with pytest.raises(RoundAborted, match="told"):
+            mailbox.take(0, {1}, timeout=60)
+        raised.append(True)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while not mailbox._awaited:
+        pass
+    mailbox.fail(RoundAborted("told"))
+    waiting.join(timeout=30)
+    assert raised == [True]
+
+
+def test_what_does_not_wait_runs_at_once_and_the_rest_in_a_task() -> None:
+    done: list[str] = []
+
+    async def work(waits_for: list[Any], fails: bool = False) -> None:
+        done.append("begun")
+        for future in waits_for:
+            try:
+                done.append(await future)
+            except LookupError:
+                done.append("caught")
+        if fails:
+            raise ZeroDivisionError
+        done.append("ended")
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        assert begun(work([])) is None
+        assert done == ["begun", "ended"]
+        first, second, third = (loop.create_future() for _ in range(3))
+        done.clear()
+        task = begun(work([first, second, third]))
+        assert task is not None and done == ["begun"]
+        first.set_result("first")
+        second.set_exception(LookupError())
+        await asyncio.sleep(0)
+        third.set_result("third")
+        await task
+        assert done == ["begun", "first", "caught", "third", "ended"]
+        late = loop.create_future()
+        failing = begun(work([late], fails=True))
+        assert failing is not None
+        late.set_result("late")
+        with pytest.raises(ZeroDivisionError):
+            await failing
+        cancelled = begun(work([loop.create_future()]))
+        assert cancelled is not None
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+
+    asyncio.run(run())

@@ -26,32 +26,49 @@ class Mailbox:
     """What has arrived for one round on one worker; filled by the event loop's thread."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._bell = threading.Lock()  # held, but for the moment in which it rings
+        self._bell.acquire()
         self._parts: dict[tuple[int, int], Part] = {}
+        self._awaited: set[tuple[int, int]] = set()
         self._failure: RoundAborted | None = None
 
     def put(self, step: int, source: int, part: Part) -> None:
-        with self._changed:
+        with self._lock:
             self._parts[step, source] = part
-            self._changed.notify_all()
+            if self._awaited:
+                self._awaited.discard((step, source))
+                if not self._awaited:
+                    self._bell.release()
 
     def fail(self, failure: RoundAborted) -> None:
         """Let the round's thread raise `failure`, the first one of them, at once."""
-        with self._changed:
+        with self._lock:
             self._failure = self._failure or failure
-            self._changed.notify_all()
+            if self._awaited:
+                self._awaited.clear()
+                self._bell.release()
 
     def check(self) -> None:
         if self._failure is not None:
             raise self._failure
 
     def take(self, step: int, sources: set[int], timeout: float) -> dict[int, Part]:
-        """Parts of `step` from all `sources`; fewer of them if `timeout` seconds pass."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._failure or all((step, i) in self._parts for i in sources),
-                timeout,
-            )
+        """Parts of `step` from all `sources`; fewer of them if `timeout` seconds pass.
+
+        The round's thread is the only one that waits.
+        """
+        with self._lock:
+            if self._failure is None:
+                self._awaited = {(step, source) for source in sources} - self._parts.keys()
+            waits = bool(self._awaited)
+        if waits and not self._bell.acquire(timeout=timeout):
+            with self._lock:
+                # It may have rung since: whoever empties the set rings, and just once.
+                if not self._awaited:
+                    self._bell.acquire()
+                self._awaited.clear()
+        with self._lock:
             there = [source for source in sources if (step, source) in self._parts]
             if len(there) < len(sources):  # what all have sent counts, whoever failed since
                 self.check()
