@@ -12,12 +12,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from skdtheano import engine
+from skdtheano import shelf
 from skdtheano.numpy_steps import Numbering, Step, View
 
 try:
@@ -118,7 +117,9 @@ def _read(
 
 def is_cached(source: str) -> bool:
     """Whether an earlier process has left the compiled loop on this machine's disk."""
-    return numba is not None and any(_directory().glob(f"__pycache__/{_name(source)}*.nbc"))
+    return numba is not None and any(
+        shelf.directory().glob(f"__pycache__/{_name(source)}*.nbc")
+    )
 
 
 def compiled_loop(source: str, n_arguments: int, dtype: str) -> Loop | None:
@@ -137,13 +138,9 @@ def _name(source: str) -> str:
     return "skdtheano_loop_" + hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
-def _directory() -> Path:
-    return Path(engine.cache_directory()) / "skdtheano"
-
-
 def _module(source: str) -> ModuleType:
     """The source as a module of a file: Numba keeps what it compiled beside a file."""
-    directory = _directory()
+    directory = shelf.directory()
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"{_name(source)}.py"
     if not file.exists():

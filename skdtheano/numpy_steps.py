@@ -6,10 +6,11 @@ Behaviour per Op is a row of a table here; an Op without one is refused with its
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import scipy.special
+
+from skdtheano.recipe import Node, Value
 
 Shape = tuple[int, ...]
 Call = Callable[[], object]
@@ -82,7 +83,7 @@ class Numbering:
     def __init__(self) -> None:
         self.steps: list[Step | View] = []
         self.constants: dict[int, np.ndarray] = {}
-        self._numbers: dict[Any, int] = {}
+        self._numbers: dict[int, int] = {}
         self._kept: dict[tuple[int, str, bool], int] = {}
         self._n = 0
 
@@ -90,26 +91,26 @@ class Numbering:
         self._n += 1
         return self._n - 1
 
-    def of(self, variable: Any) -> int:
+    def of(self, value: Value) -> int:
         """The number of a symbol; a constant's value is noted."""
-        number = self._numbers.get(variable)
+        number = self._numbers.get(value.number)
         if number is None:
-            number = self._numbers[variable] = self.new()
-            if hasattr(variable, "data"):
-                self.constants[number] = np.asarray(variable.data)
+            number = self._numbers[value.number] = self.new()
+            if value.constant is not None:
+                self.constants[number] = value.constant
         return number
 
-    def typed(self, variable: Any, dtype: str) -> int:
+    def typed(self, value: Value, dtype: str) -> int:
         """The number of a symbol, of a dtype if it is a constant.
 
         NumPy would compute with the dtype that the two have in common, and an integer's 64
         bits and float32 have float64.
         """
-        if not hasattr(variable, "data"):
-            return self.of(variable)
+        if value.constant is None:
+            return self.of(value)
         number = self.new()
-        value = np.asarray(variable.data).astype(dtype)
-        self.constants[number] = value.reshape(()) if value.size == 1 else value
+        constant = value.constant.astype(dtype)
+        self.constants[number] = constant.reshape(()) if constant.size == 1 else constant
         return number
 
     def mask(self, condition: int, dtype: str, where: bool) -> int:
@@ -132,7 +133,7 @@ class Numbering:
         return self._kept[key]
 
 
-def add_node(node: Any, numbers: Numbering) -> None:
+def add_node(node: Node, numbers: Numbering) -> None:
     """Append the steps of a node.
 
     Raises
@@ -140,8 +141,7 @@ def add_node(node: Any, numbers: Numbering) -> None:
     NotImplementedError
         If its Op is in none of the tables; names the node.
     """
-    kind = type(node.op).__name__
-    row = _OPS.get(kind)
+    row = _OPS.get(node.kind)
     if row is None or not row(node, numbers):
         raise NotImplementedError(
             f"The compile mode 'NUMPY' has no row for {node}. Use mode='FAST_COMPILE'."
@@ -160,28 +160,25 @@ def _mask_calls(
     return [narrow, partial(np.copyto, out, scratch)]
 
 
-def _elementwise(node: Any, numbers: Numbering) -> bool:
-    [output] = node.outputs
-    scalar_op = node.op.scalar_op
-    name = type(scalar_op).__name__
+def _elementwise(node: Node, numbers: Numbering) -> bool:
+    name, function_name = node.parameters["scalar"], node.parameters["function"]
     if name == "Switch":
         return _switch(node, numbers)
-    dtype = str(output.dtype)
     if name in ("Cast", "Second", "Identity"):
         _append(node, numbers, (numbers.of(node.inputs[-1]),), _copy_calls)
         return True
-    spec = node.op.nfunc_spec or getattr(scalar_op, "nfunc_spec", None)
-    if spec is None:
+    if function_name is None:
         return False
-    function = scipy.special.expit if spec[0].endswith("expit") else getattr(np, spec[0], None)
+    is_expit = function_name.endswith("expit")  # Theano is told it with its module
+    function = scipy.special.expit if is_expit else getattr(np, function_name, None)
     if not isinstance(function, np.ufunc):
         return False
-    variables = list(node.inputs)
-    if name == "Pow" and _is_constant(variables[1], 2):
-        function, variables = np.square, variables[:1]
-    varying = [str(v.dtype) for v in variables if not hasattr(v, "data")]
-    common = str(np.result_type(*varying)) if varying else dtype
-    inputs = tuple(numbers.typed(variable, common) for variable in variables)
+    values = node.inputs
+    if name == "Pow" and _is_constant(values[1], 2):
+        function, values = np.square, values[:1]
+    varying = [value.dtype for value in values if value.constant is None]
+    common = str(np.result_type(*varying)) if varying else node.outputs[0].dtype
+    inputs = tuple(numbers.typed(value, common) for value in values)
     # Of more than two, only the first is not read again after the first call.
     overwrites = tuple(range(len(inputs))) if len(inputs) <= 2 else (0,)
     _append(node, numbers, inputs, partial(_ufunc_calls, function), overwrites, function)
@@ -189,7 +186,7 @@ def _elementwise(node: Any, numbers: Numbering) -> bool:
 
 
 def _append(
-    node: Any,
+    node: Node,
     numbers: Numbering,
     inputs: tuple[int, ...],
     calls: Callable[..., list[Call]],
@@ -199,10 +196,10 @@ def _append(
     [output] = node.outputs
     numbers.steps.append(
         Step(
-            str(node.op),
+            node.name,
             inputs,
             numbers.of(output),
-            str(output.dtype),
+            output.dtype,
             lambda *shapes: np.broadcast_shapes(*shapes),
             calls,
             overwrites,
@@ -229,15 +226,15 @@ def _copy_calls(
     return [partial(np.copyto, out, arrays[0], casting="unsafe")]
 
 
-def _switch(node: Any, numbers: Numbering) -> bool:
+def _switch(node: Node, numbers: Numbering) -> bool:
     """0 on one side is a bitwise product; a copy by a random mask mispredicts every branch."""
     [output] = node.outputs
     condition, then, otherwise = node.inputs
-    dtype = str(output.dtype)
+    dtype = output.dtype
     zero_then, zero_otherwise = _is_constant(then, 0), _is_constant(otherwise, 0)
     if dtype in ("float32", "float64") and zero_then != zero_otherwise:
         kept = otherwise if zero_then else then
-        if str(kept.dtype) == dtype and not hasattr(kept, "data"):
+        if kept.dtype == dtype and kept.constant is None:
             mask = numbers.mask(numbers.of(condition), dtype, where=zero_otherwise)
             inputs = (mask, numbers.of(kept))
             _append(node, numbers, inputs, _and_calls, overwrites=(1,))
@@ -264,14 +261,13 @@ def _where_calls(
     ]
 
 
-def _is_constant(variable: Any, value: float) -> bool:
-    data = getattr(variable, "data", None)
-    return data is not None and np.size(data) > 0 and bool(np.all(np.asarray(data) == value))
+def _is_constant(value: Value, number: float) -> bool:
+    data = value.constant
+    return data is not None and data.size > 0 and bool(np.all(data == number))
 
 
-def _dimensions(node: Any, numbers: Numbering) -> bool:
-    order = tuple(node.op.new_order)
-    drop = tuple(node.op.drop)
+def _dimensions(node: Node, numbers: Numbering) -> bool:
+    order, drop = node.parameters["order"], node.parameters["drop"]
 
     def look(array: np.ndarray) -> np.ndarray:
         kept = [axis for axis in order if axis != "x"]
@@ -283,29 +279,30 @@ def _dimensions(node: Any, numbers: Numbering) -> bool:
     return _look(node, numbers, look)
 
 
-def _length(node: Any, numbers: Numbering) -> bool:
-    return _look(node, numbers, lambda array: np.asarray(array.shape[node.op.i]), True)
+def _length(node: Node, numbers: Numbering) -> bool:
+    axis = node.parameters["axis"]
+    return _look(node, numbers, lambda array: np.asarray(array.shape[axis]), True)
 
 
-def _lengths(node: Any, numbers: Numbering) -> bool:
+def _lengths(node: Node, numbers: Numbering) -> bool:
     return _look(node, numbers, lambda array: np.asarray(array.shape), True)
 
 
-def _same(node: Any, numbers: Numbering) -> bool:
+def _same(node: Node, numbers: Numbering) -> bool:
     return _look(node, numbers, lambda array: array)
 
 
-def _entry(node: Any, numbers: Numbering) -> bool:
+def _entry(node: Node, numbers: Numbering) -> bool:
     """One entry of a vector, by a constant number: a length out of a shape."""
     vector, *indices = node.inputs
-    if vector.ndim != 1 or len(indices) != 1 or not hasattr(indices[0], "data"):
+    if vector.ndim != 1 or len(indices) != 1 or indices[0].constant is None:
         return False
-    number = int(indices[0].data)
+    number = int(indices[0].constant)
     return _look(node, numbers, lambda array: array[number : number + 1].reshape(()))
 
 
 def _look(
-    node: Any,
+    node: Node,
     numbers: Numbering,
     look: Callable[[np.ndarray], np.ndarray],
     of_shape: bool = False,
@@ -315,7 +312,7 @@ def _look(
     return True
 
 
-def _product(node: Any, numbers: Numbering) -> bool:
+def _product(node: Node, numbers: Numbering) -> bool:
     def shape(first: Shape, second: Shape) -> Shape:
         return first[:-1] + second[1:]
 
@@ -327,18 +324,18 @@ def _product(node: Any, numbers: Numbering) -> bool:
     [output] = node.outputs
     inputs = tuple(map(numbers.of, node.inputs))
     numbers.steps.append(
-        Step(str(node.op), inputs, numbers.of(output), str(output.dtype), shape, calls)
+        Step(node.name, inputs, numbers.of(output), output.dtype, shape, calls)
     )
     return True
 
 
-def _reduction(node: Any, numbers: Numbering) -> bool:
+def _reduction(node: Node, numbers: Numbering) -> bool:
     [output] = node.outputs
-    ufunc = getattr(np, node.op.scalar_op.nfunc_spec[0])
-    ndim = node.inputs[0].ndim
-    given = range(ndim) if node.op.axis is None else np.atleast_1d(node.op.axis).tolist()
+    ufunc = getattr(np, node.parameters["function"])
+    ndim, given = node.inputs[0].ndim, node.parameters["axes"]
+    given = range(ndim) if given is None else given
     axes = tuple(axis % ndim for axis in given)
-    dtype = str(output.dtype)
+    dtype = output.dtype
 
     def is_by_columns(given: Shape) -> bool:
         return len(given) == 2 and axes == (1,) and given[1] <= _FEW_COLUMNS
@@ -361,13 +358,13 @@ def _reduction(node: Any, numbers: Numbering) -> bool:
 
     inputs = (numbers.of(node.inputs[0]),)
     numbers.steps.append(
-        Step(str(node.op), inputs, numbers.of(output), dtype, shape, calls, scratch=scratch)
+        Step(node.name, inputs, numbers.of(output), dtype, shape, calls, scratch=scratch)
     )
     return True
 
 
 #: Appends the steps of a node, by the class of its Op; False for one that it cannot.
-_OPS: dict[str, Callable[[Any, Numbering], bool]] = {
+_OPS: dict[str, Callable[[Node, Numbering], bool]] = {
     "Elemwise": _elementwise,
     "DimShuffle": _dimensions,
     "InplaceDimShuffle": _dimensions,

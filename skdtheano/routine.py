@@ -1,9 +1,9 @@
 """A graph as a list of NumPy calls into arrays that were made before.
 
-The compile mode ``NUMPY``: the engine derives and rewrites the graph, and each node becomes a
-NumPy call that is bound, once per shape, to the arrays that it reads and writes. There is
-nothing to compile, so the first call comes at once; a call allocates nothing; and an array
-whose value is not needed any more is written over.
+The compile mode ``NUMPY``: each node of a recipe, a graph as an engine has derived and
+rewritten it, becomes a NumPy call that is bound, once per shape, to the arrays that it reads
+and writes. There is nothing to compile, so the first call comes at once; a call allocates
+nothing; and an array whose value is not needed any more is written over.
 """
 
 import math
@@ -13,10 +13,9 @@ from functools import cache
 
 import numpy as np
 
-from skdtheano import engine
-from skdtheano.engine import Variable
 from skdtheano.loops import loop_source
 from skdtheano.numpy_steps import Call, Numbering, Step, View, add_node
+from skdtheano.recipe import Recipe
 
 #: Bytes of an array's beginning: AVX-512 loads that cross a cache line take twice as long.
 _ALIGNMENT = 64
@@ -41,20 +40,20 @@ class Routine:
 
     Parameters
     ----------
-    inputs, outputs : sequence of Variable
-    name : str
-        For people.
+    recipe : Recipe
+
+    Raises
+    ------
+    NotImplementedError
+        If an Op of the graph is none that NumPy computes; names it.
     """
 
-    def __init__(
-        self, inputs: Sequence[Variable], outputs: Sequence[Variable], name: str
-    ) -> None:
-        graph_inputs, nodes, graph_outputs = engine.rewritten(inputs, outputs, name)
+    def __init__(self, recipe: Recipe) -> None:
         self._numbers = numbers = Numbering()
-        self._inputs = [numbers.of(variable) for variable in graph_inputs]
-        for node in nodes:
+        self._inputs = [numbers.of(value) for value in recipe.inputs]
+        for node in recipe.nodes:
             add_node(node, numbers)
-        self._outputs = [numbers.of(variable) for variable in graph_outputs]
+        self._outputs = [numbers.of(value) for value in recipe.outputs]
         self._steps = numbers.steps
         self._constants = numbers.constants
         self._last_reader = self._last_readers()

@@ -18,9 +18,15 @@ MAY_IMPORT = {
     "skdtheano.scans": ("skdtheano.engine", "skdtheano.symbolic"),
     "skdtheano.draws": ("skdtheano.engine",),
     # Graphs as NumPy calls, or as loops: no model is known here, and no data.
-    "skdtheano.numpy_steps": (),
-    "skdtheano.loops": ("skdtheano.engine", "skdtheano.numpy_steps"),
-    "skdtheano.routine": ("skdtheano.engine", "skdtheano.loops", "skdtheano.numpy_steps"),
+    "skdtheano.recipe": ("skdtheano.engine",),
+    "skdtheano.shelf": ("skdtheano.engine", "skdtheano.recipe", "skdtheano.version"),
+    "skdtheano.numpy_steps": ("skdtheano.recipe",),
+    "skdtheano.loops": ("skdtheano.numpy_steps", "skdtheano.shelf"),
+    "skdtheano.routine": (
+        "skdtheano.loops",
+        "skdtheano.numpy_steps",
+        "skdtheano.recipe",
+    ),
     "skdtheano.graphs": (
         "skdtheano.draws",
         "skdtheano.engine",
@@ -34,8 +40,9 @@ MAY_IMPORT = {
         "skdtheano.routine",
         "skdtheano.runtime.blocks",
         "skdtheano.runtime.update",
+        "skdtheano.shelf",
     ),
-    "skdtheano.runtime.update": ("skdtheano.loops", "skdtheano.routine"),
+    "skdtheano.runtime.update": ("skdtheano.loops", "skdtheano.recipe", "skdtheano.routine"),
     "skdtheano.runtime.pieces": ("skdtheano.engine", "skdtheano.symbolic"),
     # An optimizer's numbers travel with the steps; its graph stays in `program`.
     "skdtheano.runtime.steps": ("skdtheano.graphs.optimizers", "skdtheano.runtime"),

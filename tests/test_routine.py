@@ -12,6 +12,7 @@ from skdtheano import engine, loops
 from skdtheano.graphs.losses import LOSSES, block_graph
 from skdtheano.graphs.network import ACTIVATIONS, Network, network_graph
 from skdtheano.graphs.optimizers import SGD, Adam, update_graph
+from skdtheano.recipe import derived
 from skdtheano.routine import Routine
 from skdtheano.runtime.parameters import Layout
 from skdtheano.runtime.update import TiledUpdate
@@ -36,7 +37,7 @@ def test_a_routine_computes_what_the_engine_does_for_batches_of_any_size(
 ) -> None:
     network = Network(3, activation, LOSSES[loss][1], row_dtype, dtype)
     graph = block_graph(network, loss)
-    routine = Routine(graph.inputs, graph.outputs, "routine")
+    routine = Routine(derived(graph.inputs, graph.outputs, "routine"))
     whole = engine.compile_function(graph.inputs, graph.outputs, engine.DEFAULT_MODE, "whole")
     theta = np.random.RandomState(1).standard_normal(LAYOUT.n_parameters).astype(dtype)
     parameters, gradient = LAYOUT.views(theta), np.zeros_like(theta)
@@ -54,7 +55,9 @@ def test_a_routine_computes_what_the_engine_does_for_batches_of_any_size(
 def test_rows_that_are_not_finite_stay_so_and_stay_by_themselves() -> None:
     network = Network(2, "relu", "identity", "float64", "float64")
     symbols = network_graph(network)
-    routine = Routine([symbols.rows, *symbols.parameters], [symbols.outputs], "outputs")
+    routine = Routine(
+        derived([symbols.rows, *symbols.parameters], [symbols.outputs], "outputs")
+    )
     rows = np.array([[1.0], [np.nan], [-np.inf], [np.inf], [-2.0]])
     coefs = [np.ones((1, 1)), np.ones((1, 1)), np.zeros(1), np.zeros(1)]
     out = np.empty((5, 1))
@@ -65,7 +68,7 @@ def test_rows_that_are_not_finite_stay_so_and_stay_by_themselves() -> None:
 def test_a_step_allocates_nothing() -> None:
     graph = block_graph(Network(2, "relu", "softmax", "float32", "float32"), "log_loss")
     layout = Layout((64, 100, 10))
-    routine = Routine(graph.inputs, graph.outputs, "routine")
+    routine = Routine(derived(graph.inputs, graph.outputs, "routine"))
     theta, gradient = (np.zeros(layout.n_parameters, np.float32) for _ in range(2))
     n = 2_000
     rows, targets = np.ones((n, 64), np.float32), np.ones((n, 10), np.float32)
@@ -86,26 +89,26 @@ def test_a_step_allocates_nothing() -> None:
 def test_the_graph_of_a_step_is_small() -> None:
     """Three products forward and backward, and no more than 45 calls with them."""
     graph = block_graph(Network(2, "relu", "softmax", "float32", "float32"), "log_loss")
-    routine = Routine(graph.inputs, graph.outputs, "routine")
+    routine = Routine(derived(graph.inputs, graph.outputs, "routine"))
     assert routine.n_steps <= 45
 
 
 def test_an_op_without_a_row_in_the_table_is_refused_by_name() -> None:
     rows = engine.matrix("rows", dtype="float64")
     with pytest.raises(NotImplementedError, match=r"'NUMPY' has no row for (C|c)um"):
-        Routine([rows], [rows.cumsum(axis=0)], "routine")
+        Routine(derived([rows], [rows.cumsum(axis=0)], "routine"))
 
 
 def test_an_output_that_does_not_fit_is_refused() -> None:
     x = engine.matrix("x", dtype="float64")
-    routine = Routine([x], [engine.exp(x)], "routine")
+    routine = Routine(derived([x], [engine.exp(x)], "routine"))
     with pytest.raises(ValueError, match=r"shape \(2, 3\) .* to be written into \(3, 2\)"):
         routine.bind([np.ones((2, 3))], [np.ones((3, 2))])
 
 
 def test_an_output_may_be_an_input_that_is_read_again_later() -> None:
     x, y = (engine.vector(name, dtype="float64") for name in "xy")
-    routine = Routine([x, y], [x + y, x * y], "routine")
+    routine = Routine(derived([x, y], [x + y, x * y], "routine"))
     a, b = np.array([1.0, 2.0]), np.array([3.0, 5.0])
     routine.bind([a, b], [a, b])()
     assert_array_equal(a, [4, 7])
@@ -133,7 +136,7 @@ def test_the_loop_of_an_update_has_the_bits_of_its_numpy_calls(
     scalars = [np.asarray(number, dtype) for number in numbers]
     results = []
     for loops_at_once in (False, True):
-        update = TiledUpdate(graph.inputs, graph.outputs, dtype, "update")
+        update = TiledUpdate(derived(graph.inputs, graph.outputs, "update"), dtype)
         update._patience = 0.0 if loops_at_once else np.inf
         vectors = vectors_of(optimizer, dtype, n)
         for _ in range(3):
@@ -149,7 +152,7 @@ def test_the_loop_of_an_update_has_the_bits_of_its_numpy_calls(
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.rule)
 def test_an_update_is_its_formula(optimizer: Any) -> None:
     graph = update_graph(optimizer.rule, "float64")
-    update = TiledUpdate(graph.inputs, graph.outputs, "float64", "update")
+    update = TiledUpdate(derived(graph.inputs, graph.outputs, "update"), "float64")
     vectors = vectors_of(optimizer, "float64", 5)
     theta, gradient, *slots = (vector.copy() for vector in vectors)
     scalars = [np.asarray(x) for x in (4.0, 0.01, *optimizer.scalars())]
@@ -169,14 +172,16 @@ def test_an_update_is_its_formula(optimizer: Any) -> None:
 def test_a_graph_that_is_no_loop_has_no_source() -> None:
     x, y = (engine.vector(name, dtype="float64") for name in "xy")
     for graph in ([x + y, x.sum()], [engine.exp(x) + y]):
-        routine = Routine([x, y], graph, "routine")
+        routine = Routine(derived([x, y], graph, "routine"))
         assert routine.loop_source(scalars=[], in_place=list(range(len(graph)))) is None
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 40])
 def test_sums_over_few_and_over_many_columns_are_the_same(n_rows: int) -> None:
     x = engine.matrix("x", dtype="float64")
-    routine = Routine([x], [x.sum(axis=1), engine.maximum_over(x, (1,)), x.sum()], "routine")
+    routine = Routine(
+        derived([x], [x.sum(axis=1), engine.maximum_over(x, (1,)), x.sum()], "routine")
+    )
     for n_columns in (1, 10, 32, 33, 200):
         values = np.random.RandomState(0).standard_normal((n_rows, n_columns))
         sums, largest, total = np.empty(n_rows), np.empty((n_rows, 1)), np.empty(())
@@ -193,5 +198,5 @@ def test_products_of_the_modes_of_both_dtypes_are_all_there() -> None:
     ):
         network = Network(2, activation, link, row_dtype, dtype, sparse)
         graph, symbols = block_graph(network, loss), network_graph(network)
-        Routine(graph.inputs, graph.outputs, "sums")
-        Routine([symbols.rows, *symbols.parameters], [symbols.outputs], "outputs")
+        Routine(derived(graph.inputs, graph.outputs, "sums"))
+        Routine(derived([symbols.rows, *symbols.parameters], [symbols.outputs], "outputs"))

@@ -21,6 +21,7 @@ from skdtheano.graphs.optimizers import update_graph
 from skdtheano.routine import Routine
 from skdtheano.runtime.blocks import Rows
 from skdtheano.runtime.update import CompiledUpdate, TiledUpdate, Update
+from skdtheano.shelf import recipe_for
 
 #: The compile mode of `skdtheano.routine`: nothing to wait for, and nothing to allocate.
 NUMPY = "NUMPY"
@@ -160,7 +161,7 @@ class Program:
         def make() -> Piece:
             name = f"skdtheano-{key[0]}"
             if mode == NUMPY:
-                return Routine(*graph(), name)
+                return Routine(recipe_for(repr(key), graph, name))
             return _Compiled(engine.compile_function(*graph(), mode, name))
 
         piece: Piece = self._leased((*key, mode), make)
@@ -273,13 +274,17 @@ class Program:
         if rule is None:
             raise ValueError("This program has no update: its spec names no optimizer rule.")
 
+        def graph() -> tuple[Sequence[Any], Sequence[Any]]:
+            update = update_graph(rule, dtype)
+            return update.inputs, update.outputs
+
         def make() -> Update:
-            graph = update_graph(rule, dtype)
+            name = "skdtheano-update"
             if mode == NUMPY:
-                return TiledUpdate(graph.inputs, graph.outputs, dtype, "skdtheano-update")
-            return CompiledUpdate(
-                engine.compile_function(graph.inputs, graph.outputs, mode, "skdtheano-update")
-            )
+                return TiledUpdate(
+                    recipe_for(repr(("update", rule, dtype)), graph, name), dtype
+                )
+            return CompiledUpdate(engine.compile_function(*graph(), mode, name))
 
         update: Update = self._leased(("update", rule, dtype, mode), make)
         if not self._scalars:

@@ -7,11 +7,12 @@ one loop does all: with the same bits, so no result tells when that was.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from skdtheano.loops import Loop, compiled_loop, is_cached
+from skdtheano.recipe import Recipe
 from skdtheano.routine import Routine
 
 #: Entries of a tile: with the optimizer's moments and what is between they stay in a core's
@@ -85,25 +86,22 @@ class TiledUpdate:
 
     Parameters
     ----------
-    inputs, outputs : sequence of Variable
+    recipe : Recipe
         Of `skdtheano.graphs.optimizers.update_graph`.
     dtype : str
-    name : str
     """
 
-    def __init__(
-        self, inputs: Sequence[Any], outputs: Sequence[Any], dtype: str, name: str
-    ) -> None:
-        self._routine = Routine(inputs, outputs, name)
+    def __init__(self, recipe: Recipe, dtype: str) -> None:
+        self._routine = Routine(recipe)
         self._dtype = dtype
-        self._n_inputs = len(inputs)
+        self._n_inputs = len(recipe.inputs)
         self._loop: Loop | None = None
         self._seconds = 0.0
-        n_slots = len(outputs) - 1
+        n_slots = len(recipe.outputs) - 1
         # Parameters, gradient, penalty, sum of weights, slots, and then scalars again.
         vectors = [0, 1, *range(4, 4 + n_slots)]
         self._source = self._routine.loop_source(
-            scalars=[i for i in range(len(inputs)) if i not in vectors],
+            scalars=[i for i in range(self._n_inputs) if i not in vectors],
             in_place=[0, *range(4, 4 + n_slots)],
         )
         self._patience = _COMPILE_SECONDS
