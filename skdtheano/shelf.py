@@ -1,99 +1,47 @@
-"""Recipes on the disk, so that a process derives none that another one has derived.
+"""What this package has derived and compiled, on the disk, for the next process.
 
-They lie in the engine's cache directory, one file each, and all processes of a user on a host
-share them. A file's name is a hash of all that decides a recipe, and its first line one of the
-rest, so what is stale, damaged or foreign is not found or not believed. None of it is ever an
-error: then the engine derives the graph again.
+It lies in the engine's cache directory, and all processes of a user on a host share it. The
+name of a file is a hash of its key, which tells all that decides the content, and its first
+line one of key and content: so what is stale, damaged or foreign is not found or not believed.
+None of it is ever an error; what cannot be read is made again.
 """
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from skdtheano import engine
-from skdtheano.engine import Variable
-from skdtheano.recipe import Recipe, derived, recipe_of_text
-from skdtheano.version import VERSION
-
-Graph = tuple[Sequence[Variable], Sequence[Variable]]
-
-#: Sources that decide what a graph is and how it is written down.
-_SOURCES = ("engine.py", "recipe.py", "symbolic.py", "scans.py", "draws.py", "graphs/**/*.py")
 
 
 def directory() -> Path:
-    """Where this package keeps what it has derived and compiled."""
     return Path(engine.cache_directory()) / "skdtheano"
 
 
-def recipe_for(what: str, graph: Callable[[], Graph], name: str) -> Recipe:
-    """A graph's recipe: from the disk, or derived and kept there.
-
-    Parameters
-    ----------
-    what : str
-        Tells the graph from all others that these sources make.
-    graph : callable
-        Makes its inputs and outputs; called only if there is no file.
-    name : str
-        See `skdtheano.recipe.derived`.
-    """
-    key = _key(what)
-    if key is None:
-        return derived(*graph(), name)
-    file = directory() / f"recipe_{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    recipe = _read(file, key)
-    if recipe is None:
-        recipe = derived(*graph(), name)
-        _write(file, key, recipe)
-    return recipe
-
-
-def _key(what: str) -> str | None:
-    """All that a recipe depends on, or None where that cannot be told."""
-    sources = _digest_of_sources()
-    return sources and "\n".join([VERSION, np.__version__, *engine.identity(), sources, what])
-
-
-@cache
-def _digest_of_sources() -> str | None:
-    root = Path(__file__).parent
-    digest = hashlib.sha256()
-    files = sorted(file for pattern in _SOURCES for file in root.glob(pattern))
+def kept(key: str) -> bytes | None:
+    """What was kept under a key, if anything."""
     try:
-        for file in files:
-            digest.update(file.read_bytes())
+        seal, _, content = _file(key).read_bytes().partition(b"\n")
     except OSError:
         return None
-    return digest.hexdigest() if files else None
+    return content if seal == _seal(key, content) else None
 
 
-def _sealed(key: str, text: str) -> str:
-    body = f"{key}\n{text}"
-    return f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}"
-
-
-def _read(file: Path, key: str) -> Recipe | None:
-    try:
-        content = file.read_text()
-        text = content.rpartition("\n")[2]
-        return recipe_of_text(text) if content == _sealed(key, text) else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
-def _write(file: Path, key: str, recipe: Recipe) -> None:
+def keep(key: str, content: bytes) -> None:
     """Write a file whole or not at all: others may read it meanwhile."""
+    file = _file(key)
     try:
-        content = _sealed(key, recipe.text())
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as draft:
-            draft.write(content)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as draft:
+            draft.write(_seal(key, content) + b"\n" + content)
         os.replace(draft.name, file)
-    except (OSError, TypeError):  # a full disk, a directory of others; an odd constant
+    except OSError:  # a full disk, or a directory of others
         pass
+
+
+def _file(key: str) -> Path:
+    return directory() / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _seal(key: str, content: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + b"\n" + content).hexdigest().encode()

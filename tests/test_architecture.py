@@ -19,7 +19,13 @@ MAY_IMPORT = {
     "skdtheano.draws": ("skdtheano.engine",),
     # Graphs as NumPy calls, or as loops: no model is known here, and no data.
     "skdtheano.recipe": ("skdtheano.engine",),
-    "skdtheano.shelf": ("skdtheano.engine", "skdtheano.recipe", "skdtheano.version"),
+    "skdtheano.shelf": ("skdtheano.engine",),
+    "skdtheano.cookbook": (
+        "skdtheano.engine",
+        "skdtheano.recipe",
+        "skdtheano.shelf",
+        "skdtheano.version",
+    ),
     "skdtheano.numpy_steps": ("skdtheano.recipe",),
     "skdtheano.loops": ("skdtheano.numpy_steps", "skdtheano.shelf"),
     "skdtheano.routine": (
@@ -35,12 +41,12 @@ MAY_IMPORT = {
     ),
     # Symbols end where data begins: of the runtime, only `program` compiles graphs.
     "skdtheano.runtime.program": (
+        "skdtheano.cookbook",
         "skdtheano.engine",
         "skdtheano.graphs",
         "skdtheano.routine",
         "skdtheano.runtime.blocks",
         "skdtheano.runtime.update",
-        "skdtheano.shelf",
     ),
     "skdtheano.runtime.update": ("skdtheano.loops", "skdtheano.recipe", "skdtheano.routine"),
     "skdtheano.runtime.pieces": ("skdtheano.engine", "skdtheano.symbolic"),

@@ -27,7 +27,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier
 
-from skdtheano import DistributedMLPClassifier, shelf
+from skdtheano import DistributedMLPClassifier, cookbook
 from skdtheano.engine import compilations
 from skdtheano.estimators.numeric_targets import NumberEncoder
 from skdtheano.runtime.cluster import ClusterSite
@@ -243,8 +243,8 @@ def test_each_worker_compiles_each_graph_once(clusters: Any, client: Client) -> 
 
     def read_the_disk(may: bool) -> None:
         """Graphs may lie on the disk, and then none would be derived and counted."""
-        key = vars(shelf).setdefault("key_of_tests", shelf._key)
-        shelf._key = key if may else lambda what: None
+        key = vars(cookbook).setdefault("key_of_tests", cookbook._key)
+        cookbook._key = key if may else lambda what: None
 
     client.run(read_the_disk, False)
     try:

@@ -123,7 +123,7 @@ def vectors_of(optimizer: Any, dtype: str, n: int) -> list[np.ndarray]:
     return [rng.random(n).astype(dtype) for _ in range(2 + optimizer.n_slots)]
 
 
-@pytest.mark.skipif(loops.numba is None, reason="classic Theano brings no Numba")
+@pytest.mark.skipif(not loops._is_available(), reason="classic Theano brings no LLVM")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.rule)
 def test_the_loop_of_an_update_has_the_bits_of_its_numpy_calls(

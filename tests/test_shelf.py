@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from skdtheano import engine, shelf
+from skdtheano import cookbook, engine, shelf
 from skdtheano.graphs.losses import LOSSES, block_graph
 from skdtheano.graphs.network import ACTIVATIONS, Network, network_graph
 from skdtheano.graphs.optimizers import update_graph
@@ -51,7 +51,7 @@ def derivations(make: Callable[[], object]) -> int:
 
 
 def shelved(what: str = "product") -> Recipe:
-    return shelf.recipe_for(what, graph, "product")
+    return cookbook.recipe_for(what, graph, "product")
 
 
 def results(recipe: Recipe, inputs: list[np.ndarray]) -> list[np.ndarray]:
@@ -141,13 +141,13 @@ def test_nothing_is_shared_with_another_version(
 ) -> None:
     shelved()
     with monkeypatch.context() as patched:
-        patched.setattr(shelf, "VERSION", "0.0.0")
+        patched.setattr(cookbook, "VERSION", "0.0.0")
         assert derivations(shelved) == 1
     with monkeypatch.context() as patched:
         patched.setattr(engine, "identity", lambda: ["pytensor", "9.9.9"])
         assert derivations(shelved) == 1
     with monkeypatch.context() as patched:
-        patched.setattr(shelf, "_digest_of_sources", lambda: "other sources")
+        patched.setattr(cookbook, "_digest_of_sources", lambda: "other sources")
         assert derivations(shelved) == 1
     assert derivations(shelved) == 0
 
@@ -155,15 +155,15 @@ def test_nothing_is_shared_with_another_version(
 def test_sources_that_cannot_be_read_keep_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelf, "_digest_of_sources", lambda: None)
+    monkeypatch.setattr(cookbook, "_digest_of_sources", lambda: None)
     assert derivations(shelved) == 1
     assert derivations(shelved) == 1
     assert not folder.exists()
 
 
 def test_the_sources_of_graphs_are_among_those_that_count() -> None:
-    root = Path(shelf.__file__).parent
-    files = {file for pattern in shelf._SOURCES for file in root.glob(pattern)}
+    root = Path(cookbook.__file__).parent
+    files = {file for pattern in cookbook._SOURCES for file in root.glob(pattern)}
     for name in ("engine.py", "recipe.py", "graphs/losses.py", "graphs/rules/table.py"):
         assert root / name in files
 
@@ -181,7 +181,7 @@ def test_a_graph_with_a_constant_that_is_no_number_is_derived_each_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     odd = Value(0, "object", 0, np.asarray(None))
-    monkeypatch.setattr(shelf, "derived", lambda *graph: Recipe((odd,), (odd,), ()))
+    monkeypatch.setattr(cookbook, "derived", lambda *graph: Recipe((odd,), (odd,), ()))
     assert shelved().inputs == shelved().inputs == (odd,)
     assert list(folder.glob("*")) == []
 

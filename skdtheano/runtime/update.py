@@ -1,7 +1,7 @@
 """An optimizer's step over packed vectors, in place.
 
 It begins as NumPy calls on tiles that stay in a core's cache, which need no compiler. Once
-they have taken as long as compiling takes, or at once if an earlier process has compiled it,
+they have taken as long as compiling takes, or loading if an earlier process has compiled it,
 one loop does all: with the same bits, so no result tells when that was.
 """
 
@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from skdtheano.loops import Loop, compiled_loop, is_cached
+from skdtheano.loops import Loop, bound_loop, compiled_loop, is_compiled
 from skdtheano.recipe import Recipe
 from skdtheano.routine import Routine
 
@@ -19,8 +19,8 @@ from skdtheano.routine import Routine
 #: second cache (1 MiB) while fifteen calls in a row work on them.
 _TILE = 2**14
 
-#: Seconds that Numba takes to compile a loop, and to load one that is on the disk.
-_COMPILE_SECONDS, _LOAD_SECONDS = 0.7, 0.3
+#: Seconds that it takes to compile a loop, and to load one that is on the disk.
+_COMPILE_SECONDS, _LOAD_SECONDS = 0.02, 0.003
 
 
 class Update(Protocol):
@@ -105,7 +105,7 @@ class TiledUpdate:
             in_place=[0, *range(4, 4 + n_slots)],
         )
         self._patience = _COMPILE_SECONDS
-        if self._source is not None and is_cached(self._source):
+        if self._source is not None and is_compiled(self._source):
             self._patience = _LOAD_SECONDS
 
     @property
@@ -145,16 +145,18 @@ class TiledUpdate:
         penalties: Sequence[tuple[slice, float]],
         loop: Loop,
     ) -> Callable[[], None]:
-        weight_sum, *others = (scalar.reshape(1) for scalar in scalars)
+        weight_sum, *others = scalars
         calls = []
         for part, strength in penalties:
             theta, gradient, *slots = (vector[part] for vector in vectors)
             penalty = np.full(1, strength, theta.dtype)
-            calls.append((theta, gradient, penalty, weight_sum, *slots, *others))
+            calls.append(
+                bound_loop(loop, (theta, gradient, penalty, weight_sum, *slots, *others))
+            )
 
         def run() -> None:
-            for arguments in calls:
-                loop(*arguments)
+            for call in calls:
+                call()
 
         return run
 
@@ -163,7 +165,7 @@ class TiledUpdate:
         self._seconds += seconds
         if self._source is not None and self._seconds > self._patience:
             source, self._source = self._source, None
-            self._loop = compiled_loop(source, self._n_inputs, self._dtype)
+            self._loop = compiled_loop(source)
 
 
 def _penalty_of(
