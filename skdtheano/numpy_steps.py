@@ -19,6 +19,10 @@ Call = Callable[[], object]
 #: over 10 columns that takes six times as long as the copy and one loop per column.
 _FEW_COLUMNS = 32
 
+#: Operations that are no ufunc: bits set where a condition is met, or not; a bitwise product
+#: with such bits; the sum of the rows of a matrix, one after another.
+MASK, MASK_NOT, AND, COLUMN_SUM = "mask", "mask not", "and", "column sum"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -41,8 +45,8 @@ class Step:
         to the calls that fill the output.
     overwrites : tuple of int
         Places of the inputs whose array the output may be written into.
-    function : ufunc, optional
-        What is called, if that is all.
+    operation : ufunc or str, optional
+        What is called, if that is all, or the name of what is done.
     scratch : callable, optional
         From the inputs' shapes to dtype and shape of a scratch array, or None.
     """
@@ -54,7 +58,7 @@ class Step:
     shape: Callable[..., Shape]
     calls: Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray | None], list[Call]]
     overwrites: tuple[int, ...] = ()
-    function: np.ufunc | None = None
+    operation: np.ufunc | str | None = None
     scratch: Callable[..., tuple[str, Shape] | None] = lambda *shapes: None
 
 
@@ -127,6 +131,7 @@ class Numbering:
                     bits,
                     lambda shape: shape,
                     partial(_mask_calls, where),
+                    operation=MASK if where else MASK_NOT,
                     scratch=lambda shape: ("int8", shape),
                 )
             )
@@ -191,7 +196,7 @@ def _append(
     inputs: tuple[int, ...],
     calls: Callable[..., list[Call]],
     overwrites: tuple[int, ...] = (),
-    function: np.ufunc | None = None,
+    operation: np.ufunc | str | None = None,
 ) -> None:
     [output] = node.outputs
     numbers.steps.append(
@@ -203,7 +208,7 @@ def _append(
             lambda *shapes: np.broadcast_shapes(*shapes),
             calls,
             overwrites,
-            function,
+            operation,
         )
     )
 
@@ -237,7 +242,7 @@ def _switch(node: Node, numbers: Numbering) -> bool:
         if kept.dtype == dtype and kept.constant is None:
             mask = numbers.mask(numbers.of(condition), dtype, where=zero_otherwise)
             inputs = (mask, numbers.of(kept))
-            _append(node, numbers, inputs, _and_calls, overwrites=(1,))
+            _append(node, numbers, inputs, _and_calls, (1,), AND)
             return True
     sides = (numbers.typed(then, dtype), numbers.typed(otherwise, dtype))
     _append(node, numbers, (numbers.of(condition), *sides), _where_calls)
@@ -337,6 +342,10 @@ def _reduction(node: Node, numbers: Numbering) -> bool:
     axes = tuple(axis % ndim for axis in given)
     dtype = output.dtype
 
+    is_column_sum = (
+        ufunc is np.add and ndim == 2 and axes == (0,) and dtype == node.inputs[0].dtype
+    )
+
     def is_by_columns(given: Shape) -> bool:
         return len(given) == 2 and axes == (1,) and given[1] <= _FEW_COLUMNS
 
@@ -358,7 +367,16 @@ def _reduction(node: Node, numbers: Numbering) -> bool:
 
     inputs = (numbers.of(node.inputs[0]),)
     numbers.steps.append(
-        Step(node.name, inputs, numbers.of(output), dtype, shape, calls, scratch=scratch)
+        Step(
+            node.name,
+            inputs,
+            numbers.of(output),
+            dtype,
+            shape,
+            calls,
+            operation=COLUMN_SUM if is_column_sum else None,
+            scratch=scratch,
+        )
     )
     return True
 

@@ -1,14 +1,20 @@
 """Loops that LLVM compiles: kept on the disk, and given only what they can take."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from skdtheano import engine, loops, shelf
-from skdtheano.recipe import derived
+from skdtheano import engine, fusing, loops, shelf
+from skdtheano.graphs.losses import LOSSES, block_graph
+from skdtheano.graphs.network import ACTIVATIONS, Network
+from skdtheano.graphs.optimizers import update_graph
+from skdtheano.recipe import Recipe, derived
 from skdtheano.routine import Routine
+from skdtheano.runtime.parameters import Layout
+from skdtheano.runtime.update import TiledUpdate
 
 pytestmark = [
     pytest.mark.parity,
@@ -35,6 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache directory of its own, and a process that has compiled nothing."""
     monkeypatch.setattr(shelf, "directory", lambda: tmp_path)
     monkeypatch.setattr(loops, "compiled_loop", loops.compiled_loop.__wrapped__)
+    monkeypatch.setattr(fusing, "compiled_loop", loops.compiled_loop)
     return tmp_path
 
 
@@ -44,7 +51,7 @@ def check(dtype: str = "float64") -> None:
     for n in (0, 1, 3, 1000):
         x, y, s = arrays(n, dtype)
         expected = np.sqrt(x * x + y) / s + x + y
-        loops.bound_loop(loop, [x, y, s])()
+        loops.bound_loop(loop, [x, y, s], [n])()
         assert_array_equal(x, expected)
         assert x.dtype == dtype
 
@@ -80,10 +87,110 @@ def test_a_directory_that_cannot_be_written_is_no_error(
     check()
 
 
-def test_arrays_that_a_loop_cannot_take_are_refused() -> None:
-    loop = loops.compiled_loop(source())
-    assert loop is not None
-    x, y, s = arrays(10)
-    for odd in (y.astype(np.float32), np.ones(20)[::2], y[:9]):
-        with pytest.raises(ValueError, match="contiguous arrays of one dtype"):
-            loops.bound_loop(loop, [x, odd, s])
+LAYOUT = Layout((5, 4, 3, 2))
+NETWORKS = [
+    (loss, Network(3, activation, link, row_dtype, dtype))
+    for (loss, (_, link)), activation, (row_dtype, dtype) in product(
+        LOSSES.items(),
+        ACTIVATIONS,
+        [("float64", "float64"), ("float32", "float32"), ("float32", "float64")],
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "case", NETWORKS, ids=lambda c: f"{c[0]}-{c[1].activation}-{c[1].row_dtype}-{c[1].dtype}"
+)
+def test_sums_have_the_same_bits_with_loops(case: tuple[str, Network]) -> None:
+    loss, network = case
+    dtype = network.dtype
+    graph = block_graph(network, loss)
+    recipe = derived(graph.inputs, graph.outputs, "sums")
+    rng = np.random.RandomState(0)
+    theta = rng.standard_normal(LAYOUT.n_parameters).astype(dtype)
+    parameters = LAYOUT.views(theta)
+    parameters[0][:, 0] = parameters[3][0] = 0  # scores that are 0
+    called, looped = Routine(recipe), Routine(recipe)
+    looped._loads = looped._compiles = True
+    for n in (7, 1, 40, 2):
+        drawn = [rng.standard_normal((n, 5)), rng.random((n, 2)), rng.random(n)]
+        drawn[0][n // 2, 1] = np.inf if n == 40 else -0.0
+        inputs = [drawn[0].astype(network.row_dtype), *(a.astype(dtype) for a in drawn[1:])]
+        found = []
+        for routine in (called, looped):
+            out = [np.zeros((), dtype), *(np.empty_like(array) for array in parameters)]
+            run = routine.bind([*inputs, *parameters], out)
+            with np.errstate(all="ignore"):
+                run()
+                run()  # on what the first call has left in memory
+            found.append(out)
+        for ours, theirs in zip(*found, strict=True):
+            assert_array_equal(ours, theirs)
+            assert_array_equal(np.signbit(ours), np.signbit(theirs))
+
+
+def test_a_layer_of_relu_is_two_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scores, values and mask; its slopes and their sum; and one of what is behind it."""
+    monkeypatch.setattr(fusing, "compiled_loop", made := Loops())
+    graph = block_graph(Network(2, "relu", "softmax", "float32", "float32"), "log_loss")
+    routine = Routine(derived(graph.inputs, graph.outputs, "sums"))
+    layout = Layout((5, 4, 3))
+    vectors = [np.ones(layout.n_parameters, np.float32) for _ in range(2)]
+    rows, targets, weights = np.ones((6, 5)), np.ones((6, 3)), np.ones(6)
+    given = [array.astype(np.float32) for array in (rows, targets, weights)]
+    inputs, out = [*given, *layout.views(vectors[0])], layout.views(vectors[1])
+    routine._loads = routine._compiles = True
+    routine.bind(inputs, [np.zeros((), np.float32), *out])
+    assert len(made.sources) == 3
+    # In place of the scores, and the mask; no conditions.
+    assert made.sources[0].count("store") == 2
+    assert "store i8" not in made.sources[0]
+
+
+class Loops:
+    """Remembers the sources of loops, and compiles none."""
+
+    def __init__(self) -> None:
+        self.sources: list[str] = []
+
+    def __call__(self, source: str) -> None:
+        self.sources.append(source)
+
+
+def test_a_routine_changes_to_loops_once_that_pays(folder: Path) -> None:
+    x, b = engine.matrix("x", dtype="float64"), engine.vector("b", dtype="float64")
+    recipe = derived([x, b], [(x + b.dimshuffle("x", 0)) * x - x], "chain")
+
+    def routine_after(seconds: float) -> Routine:
+        routine = Routine(recipe)
+        routine._note(seconds)
+        rows, out = np.ones((3, 2)), np.empty((3, 2))
+        routine.bind([rows, np.arange(2.0)], [out])()
+        assert_array_equal(out, [[0, 1]] * 3)
+        return routine
+
+    assert routine_after(0.0).generation == 0
+    assert routine_after(0.05).generation == 1
+    assert list(folder.iterdir()) == []  # there was nothing to load
+    patient = routine_after(0.2)
+    assert patient.generation == 1
+    assert len(list(folder.iterdir())) == 1
+    patient._note(0.2)
+    assert patient.generation == 1
+
+
+def test_vectors_that_a_loop_cannot_take_are_refused() -> None:
+    update = TiledUpdate(recipe_of("momentum"), "float64")
+    update._patience = 0.0
+    scalars = [np.asarray(x) for x in (4.0, 0.01, 0.9)]
+    parts = [(slice(0, 10), 0.1)]
+    update.bind([np.ones(10) for _ in range(3)], scalars, parts)()
+    assert update.generation == 1
+    for odd in (np.ones(10, np.float32), np.ones(20)[::2], np.ones(9)):
+        with pytest.raises(ValueError, match="contiguous vectors of one length and dtype"):
+            update.bind([np.ones(10), odd, np.ones(10)], scalars, parts)
+
+
+def recipe_of(rule: str) -> Recipe:
+    graph = update_graph(rule, "float64")
+    return derived(graph.inputs, graph.outputs, "update")

@@ -150,9 +150,9 @@ class TiledUpdate:
         for part, strength in penalties:
             theta, gradient, *slots = (vector[part] for vector in vectors)
             penalty = np.full(1, strength, theta.dtype)
-            calls.append(
-                bound_loop(loop, (theta, gradient, penalty, weight_sum, *slots, *others))
-            )
+            _check_vectors((theta, gradient, *slots))
+            arrays = (theta, gradient, penalty, weight_sum, *slots, *others)
+            calls.append(bound_loop(loop, arrays, [len(theta)]))
 
         def run() -> None:
             for call in calls:
@@ -166,6 +166,22 @@ class TiledUpdate:
         if self._source is not None and self._seconds > self._patience:
             source, self._source = self._source, None
             self._loop = compiled_loop(source)
+
+
+def _check_vectors(vectors: Sequence[np.ndarray]) -> None:
+    """Raise where a loop would read or write what is not theirs."""
+    first = vectors[0]
+    for vector in vectors:
+        if (
+            vector.dtype != first.dtype
+            or vector.shape != first.shape
+            or not vector.flags.c_contiguous
+        ):
+            raise ValueError(
+                f"An update of {first.shape} of {first.dtype} was given a vector of shape "
+                f"{vector.shape}, dtype {vector.dtype} and strides {vector.strides}. Give "
+                "contiguous vectors of one length and dtype."
+            )
 
 
 def _penalty_of(

@@ -1,0 +1,263 @@
+"""Neighbouring elementwise steps on matrices as one loop over rows and columns.
+
+Where NumPy takes four calls for a layer's intercepts, its relu and the mask of its gradient,
+each of which reads and writes the whole layer, one loop that LLVM compiles takes one pass. It
+keeps in memory only what a later step reads. The bits are NumPy's: see `skdtheano.loops`; a
+sum over rows adds them one after another in both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from skdtheano.loops import INSTRUCTIONS, TYPES, bound_loop, compiled_loop, is_compiled
+from skdtheano.numpy_steps import AND, COLUMN_SUM, MASK, MASK_NOT, Call, Step
+
+#: How a loop's index goes into memory, by which axes of the matrix an operand has.
+_INDEX = {(True, True): "%ij", (False, True): "%j", (True, False): "%i", (False, False): "0"}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A step with its arrays.
+
+    Attributes
+    ----------
+    step : Step
+    arrays : sequence of ndarray
+    target : ndarray
+    calls : list of callable
+        What NumPy does.
+    number, last_reader : int
+        Of this step, and of the last one that reads what it makes.
+    """
+
+    step: Step
+    arrays: Sequence[np.ndarray]
+    target: np.ndarray
+    calls: list[Call]
+    number: int
+    last_reader: int
+
+
+def fused_calls(bound: Sequence[Bound], may_compile: bool) -> list[Call]:
+    """The calls of some steps, neighbours in loops where these are compiled, or may be."""
+    calls: list[Call] = []
+    start = 0
+    while start < len(bound):
+        stop = _end_of_run(bound, start)
+        loop = None
+        if stop - start > 1:
+            loop = _Writer(bound[start:stop]).calls(may_compile)
+        if loop is None:
+            stop = max(stop, start + 1)
+            loop = [call for one in bound[start:stop] for call in one.calls]
+        calls += loop
+        start = stop
+    return calls
+
+
+def _end_of_run(bound: Sequence[Bound], start: int) -> int:
+    """Where the steps from `start` on are no loop any more."""
+    shape = bound[start].target.shape
+    for place in range(start, len(bound)):
+        one = bound[place]
+        operation = one.step.operation
+        if operation is COLUMN_SUM and place > start:
+            is_last = one.step.inputs[0] == bound[place - 1].step.output
+            # A single column NumPy sums by pairs.
+            return place + 1 if is_last and shape[1] > 1 else place
+        if operation not in _OPERATIONS or one.target.shape != shape or len(shape) != 2:
+            return place
+    return len(bound)
+
+
+_OPERATIONS = {*INSTRUCTIONS, np.less_equal, AND, MASK, MASK_NOT} - {np.sqrt}
+
+
+class _Unfit(Exception):
+    """These steps are no loop."""
+
+
+class _Writer:
+    """Writes the loop of a run of steps."""
+
+    def __init__(self, bound: Sequence[Bound]) -> None:
+        self._bound = bound
+        self._lines: list[str] = []
+        self._pointers: list[np.ndarray] = []
+        self._read: list[tuple[np.ndarray, str]] = []
+        self._made: dict[int, str] = {}
+
+    def calls(self, may_compile: bool) -> list[Call] | None:
+        try:
+            source, before = self._source()
+        except _Unfit:
+            return None
+        if not may_compile and not is_compiled(source):
+            return None
+        loop = compiled_loop(source)
+        if loop is None:
+            return None
+        return [*before, bound_loop(loop, self._pointers, self._bound[0].target.shape)]
+
+    def _source(self) -> tuple[str, list[Call]]:
+        before: list[Call] = []
+        last = self._bound[-1].number
+        written: list[np.ndarray] = []
+        ends: list[str] = []
+        for place, one in enumerate(self._bound):
+            kind = self._kind(one.target)
+            made = f"%v{place}"
+            if one.step.operation is COLUMN_SUM:
+                if not one.target.flags.c_contiguous:
+                    raise _Unfit
+                value = self._operand(one, 0, place)
+                pointer = self._pointer(one.target)
+                before.append(partial(one.target.fill, 0))
+                ends += [
+                    f"%q{place} = getelementptr {kind}, ptr {pointer}, i64 %j",
+                    f"%o{place} = load {kind}, ptr %q{place}",
+                    f"%s{place} = fadd {kind} %o{place}, {value}",
+                    f"store {kind} %s{place}, ptr %q{place}",
+                ]
+                written.append(one.target)
+                continue
+            operands = [self._operand(one, k, place) for k in range(len(one.arrays))]
+            self._compute(one, made, operands)
+            self._made[one.step.output] = made
+            if one.last_reader > last:
+                if not one.target.flags.c_contiguous:
+                    raise _Unfit
+                pointer = self._pointer(one.target)
+                ends.append(f"%q{place} = getelementptr {kind}, ptr {pointer}, i64 %ij")
+                if one.target.dtype == bool:
+                    ends.append(f"%b{place} = zext i1 {made} to i8")
+                    made = f"%b{place}"
+                ends.append(f"store {kind} {made}, ptr %q{place}")
+                written.append(one.target)
+        self._check_memory(written)
+        return self._text(ends), before
+
+    def _kind(self, array: np.ndarray) -> str:
+        kind = TYPES.get(array.dtype.name)
+        if kind is None:
+            raise _Unfit
+        return kind
+
+    def _pointer(self, array: np.ndarray) -> str:
+        """The argument that points to an array; one for all that begin there."""
+        for place, known in enumerate(self._pointers):
+            if known.ctypes.data == array.ctypes.data:
+                return f"%x{place}"
+        self._pointers.append(array)
+        return f"%x{len(self._pointers) - 1}"
+
+    def _operand(self, one: Bound, k: int, place: int) -> str:
+        made = self._made.get(one.step.inputs[k])
+        if made is not None:
+            return made
+        array = one.arrays[k]
+        kind = self._kind(array)
+        if kind == "i8":
+            raise _Unfit
+        shape = (1, 1, *array.shape)[-2:]
+        is_made_here = any(
+            np.may_share_memory(array, other.target) for other in self._bound[:place]
+        )
+        if is_made_here or not array.flags.c_contiguous:  # the one: seen through a view
+            raise _Unfit
+        axes = (shape[0] != 1, shape[1] != 1)
+        if axes == (True, True) or self._bound[0].target.shape == shape:
+            index = _INDEX[True, True]
+        else:
+            index = _INDEX[axes]
+        pointer = self._pointer(array)
+        name = f"%l{place}.{k}"
+        self._lines += [
+            f"{name}.p = getelementptr {kind}, ptr {pointer}, i64 {index}",
+            f"{name} = load {kind}, ptr {name}.p",
+        ]
+        self._read.append((array, index))
+        return name
+
+    def _compute(self, one: Bound, made: str, operands: list[str]) -> None:
+        operation, kind = one.step.operation, self._kind(one.target)
+        if operation in (MASK, MASK_NOT):
+            condition = operands[0]
+            if operation is MASK_NOT:
+                self._lines.append(f"{made}.n = xor i1 {condition}, true")
+                condition = f"{made}.n"
+            self._lines.append(f"{made} = sext i1 {condition} to {kind}")
+        elif operation is AND:
+            bits = "i" + str(8 * one.target.dtype.itemsize)
+            mask, kept = operands
+            self._lines += [
+                f"{made}.b = bitcast {kind} {kept} to {bits}",
+                f"{made}.a = and {bits} {made}.b, {mask}",
+                f"{made} = bitcast {bits} {made}.a to {kind}",
+            ]
+        elif operation is np.less_equal:
+            kind = self._kind(one.arrays[0])
+            if len({array.dtype for array in one.arrays}) > 1:
+                raise _Unfit
+            self._lines.append(f"{made} = fcmp ole {kind} {operands[0]}, {operands[1]}")
+        else:
+            if {array.dtype for array in one.arrays} != {one.target.dtype}:
+                raise _Unfit
+            instruction = INSTRUCTIONS[operation]
+            first, *others = operands
+            for number, other in enumerate(others or [first], 1):
+                into = made if number >= len(others) else f"{made}.{number}"
+                self._lines.append(f"{into} = {instruction.format(kind, first, other)}")
+                first = into
+
+    def _check_memory(self, written: Sequence[np.ndarray]) -> None:
+        """Nothing may be written before it has been read, as it is not in separate calls."""
+        for i, target in enumerate(written):
+            for other in written[:i]:
+                if np.may_share_memory(target, other):
+                    raise _Unfit
+            for array, index in self._read:
+                same_places = (
+                    index == "%ij"
+                    and target.ctypes.data == array.ctypes.data
+                    and target.shape == array.shape
+                    and target.itemsize == array.itemsize
+                )
+                if np.may_share_memory(target, array) and not same_places:
+                    raise _Unfit
+
+    def _text(self, ends: list[str]) -> str:
+        arguments = ", ".join(f"ptr noalias %x{n}" for n in range(len(self._pointers)))
+        return "\n".join(
+            [
+                f"define void @loop({arguments}, i64 %n, i64 %m) {{",
+                "start:",
+                "  %some.i = icmp sgt i64 %n, 0",
+                "  %some.j = icmp sgt i64 %m, 0",
+                "  %some = and i1 %some.i, %some.j",
+                "  br i1 %some, label %row, label %end",
+                "row:",
+                "  %i = phi i64 [0, %start], [%next.i, %row.end]",
+                "  %first = mul i64 %i, %m",
+                "  br label %entry",
+                "entry:",
+                "  %j = phi i64 [0, %row], [%next.j, %entry]",
+                "  %ij = add i64 %first, %j",
+                *(f"  {line}" for line in [*self._lines, *ends]),
+                "  %next.j = add i64 %j, 1",
+                "  %more.j = icmp slt i64 %next.j, %m",
+                "  br i1 %more.j, label %entry, label %row.end",
+                "row.end:",
+                "  %next.i = add i64 %i, 1",
+                "  %more.i = icmp slt i64 %next.i, %n",
+                "  br i1 %more.i, label %row, label %end",
+                "end:",
+                "  ret void",
+                "}",
+                "",
+            ]
+        )
