@@ -8,7 +8,6 @@ given several cores.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
@@ -23,16 +22,14 @@ _asked: list[int] = []
 _before: list[Any] = []
 
 
-@cache
-def _controller() -> ThreadpoolController:
-    # Looks through the libraries of the process, which takes milliseconds: once.
-    controller: ThreadpoolController = ThreadpoolController().select(user_api="blas")
-    return controller
+#: Looks through the libraries of the process, 12 ms for its 275: once, with the imports, as
+#: NumPy's BLAS has been loaded by then.
+_CONTROLLER: ThreadpoolController = ThreadpoolController().select(user_api="blas")
 
 
 def threads_of_process() -> int:
     """Threads that BLAS takes by itself."""
-    return max((library["num_threads"] for library in _controller().info()), default=1)
+    return max((library["num_threads"] for library in _CONTROLLER.info()), default=1)
 
 
 def threads_that_pay(layout: Layout, n_rows: int, n_available: int) -> int:
@@ -49,14 +46,14 @@ def blas_threads(n: int) -> Iterator[None]:
     """
     with _lock:
         _asked.append(n)
-        _before.append(_controller().limit(limits=min(_asked)))
+        _before.append(_CONTROLLER.limit(limits=min(_asked)))
     try:
         yield
     finally:
         with _lock:
             _asked.remove(n)
             if _asked:
-                _before.append(_controller().limit(limits=min(_asked)))
+                _before.append(_CONTROLLER.limit(limits=min(_asked)))
             else:
                 _before[0].restore_original_limits()
                 _before.clear()
