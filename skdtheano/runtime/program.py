@@ -241,7 +241,8 @@ class Program:
 
         piece = self._piece(("outputs", network), graph)
         n_rows, n_outputs = rows.shape[0], len(parameters[-1])
-        out = np.empty((n_rows, n_outputs), network.dtype)
+        wide = network.dtype if network.sparse else network.row_dtype
+        out = np.empty((n_rows, n_outputs), np.result_type(wide, network.dtype))
         widest = max(array.shape[-1] for array in parameters)
         step = rows_per_call(widest, network.dtype)
         for start in range(0, n_rows, step):
