@@ -30,6 +30,7 @@ from sklearn.neural_network import MLPClassifier
 from skdtheano import DistributedMLPClassifier, cookbook
 from skdtheano.engine import compilations
 from skdtheano.estimators.numeric_targets import NumberEncoder
+from skdtheano.runtime import cluster as cluster_module
 from skdtheano.runtime.cluster import ClusterSite
 from skdtheano.runtime.failures import ValueLost
 from skdtheano.runtime.placing import make_block
@@ -513,7 +514,8 @@ def test_a_worker_that_is_paused_in_mid_round_loses_no_fit(
         return looks[-1]
 
     monkeypatch.setattr(ClusterSite, "stuck_workers", recorded)
-    X = da.random.RandomState(0).normal(size=(12_000, 3), chunks=(3_000, 3))
+    monkeypatch.setattr(cluster_module, "_POLL_SECONDS", 0.05)  # an epoch takes less than 1 s
+    X = da.random.RandomState(0).normal(size=(40_000, 3), chunks=(10_000, 3))
     y = (X[:, 0] > 0).astype(int)
     clf = DistributedMLPClassifier((3,), batch_size=10, max_iter=2, tol=0, random_state=0)
 
