@@ -119,14 +119,14 @@ def fit_stochastic(
 def _run_epochs(runtime: Runtime, order: Order, course: Course, at_most: int) -> list[float]:
     """Some epochs, as many as the runtime takes at once; the order is then after these."""
     n_epochs = min(at_most, runtime.n_at_once())
-    before = order.mark()
+    before = order.mark() if n_epochs > 1 else None
     losses: list[float] = []
     try:
         epochs = [order.next_epoch() for _ in range(n_epochs)]
-        losses = runtime.run_epochs(epochs, course.silent_copy())
+        losses = runtime.run_epochs(epochs, course)
         return losses
     finally:
-        if len(losses) < n_epochs:
+        if before is not None and len(losses) < n_epochs:
             order.go_back(before)
             for _ in losses:
                 order.next_epoch()

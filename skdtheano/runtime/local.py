@@ -59,7 +59,9 @@ class LocalRuntime(AbstractContextManager["LocalRuntime"]):
         self._program = Program(model.spec)
         self._workspace = Workspace(self._program, model.layout, self._rows)
         self._places = RowMap(tuple(len(block) for block in blocks), (0,) * len(blocks))
+        self._n_threads = threads_of_process()
         self._state = state.copy()  # an estimator keeps what it was given, should this fail
+        self._before: TrainState | None = None  # as of the beginning of an epoch
         self._best = best
         self._held_out = None if held_out is None else held_out(self._places)[0]
 
@@ -75,14 +77,17 @@ class LocalRuntime(AbstractContextManager["LocalRuntime"]):
 
     def _run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
         [batches] = epoch.shares(self._places)
-        before = self._state.copy()
+        if self._before is None:
+            self._before = self._state.copy()
+        else:  # memory that is new each time would take several times as long
+            self._before.fill(self._state)
         layout, n_rows = self._model.layout, epoch.batch_size
-        n_threads = threads_that_pay(layout, n_rows, threads_of_process())
+        n_threads = threads_that_pay(layout, n_rows, self._n_threads)
         try:
             with blas_threads(n_threads):
                 return run_epoch(self._workspace, batches, self._state, settings, Solo())
         except NotFinite as error:
-            self._state = before
+            self._state, self._before = self._before, None
             names = [self._numbers[i] for i in error.blocks] if self._numbers else []
             raise error.named(names) from None
 

@@ -101,3 +101,11 @@ class TrainState:
     def copy(self) -> "TrainState":
         """Arrays of its own: steps write into those that they are given."""
         return TrainState(self.theta.copy(), [slot.copy() for slot in self.slots], self.step)
+
+    def fill(self, other: "TrainState") -> None:
+        """Take another's values over, into the arrays that are there."""
+        for ours, theirs in zip(
+            (self.theta, *self.slots), (other.theta, *other.slots), strict=True
+        ):
+            ours[...] = theirs
+        self.step = other.step

@@ -112,6 +112,7 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
         """
         if self._error is not None:
             raise self._error
+        course = course.silent_copy()  # which is smaller, too
         first = course.settings().epoch
 
         def attempt() -> list[float]:
