@@ -306,13 +306,15 @@ def _mode(name: str) -> Any:
 
 def cache_directory() -> str:
     """Where the engine keeps what it compiles, for this user, machine and Python."""
-    return str(_engine.config.compiledir)
+    with _compiler:  # read first by two threads at once, a setting of the engine is an error
+        return str(_engine.config.compiledir)
 
 
 def identity() -> list[str]:
     """What decides, besides a graph, how this engine derives and rewrites it."""
     settings = ("floatX", "cast_policy", "optimizer_excluding", "optimizer_including")
-    chosen = [f"{name}={getattr(_engine.config, name)}" for name in settings]
+    with _compiler:
+        chosen = [f"{name}={getattr(_engine.config, name)}" for name in settings]
     return [ENGINE, str(_engine.__version__), *chosen]
 
 

@@ -222,3 +222,20 @@ def test_the_next_process_builds_no_graph(tmp_path: Path) -> None:
     ]
     assert [count for _, count in found] == ["3", "0"]  # sums, update and outputs
     assert found[0][0] == found[1][0]
+
+
+def test_threads_that_are_the_first_to_ask_for_the_directory_all_get_it() -> None:
+    """In a fresh process: an engine's setting is computed when it is first read."""
+    script = """
+import threading
+from skdtheano import shelf
+barrier, found = threading.Barrier(8), []
+def ask():
+    barrier.wait()
+    found.append(shelf.directory())
+threads = [threading.Thread(target=ask) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert len(found) == 8 and len(set(found)) == 1, found
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

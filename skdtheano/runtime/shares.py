@@ -68,6 +68,7 @@ class Shares:
         self._lengths = tuple(lengths)
         self._numbers = numbers
         self._choose: Callable[..., list[str]] = first_owners
+        self._owners: list[str] = []
         #: For moves of blocks: whoever is silent is restarted, and the round run again.
         self._check: Check | None = None
         self.share_out()
@@ -87,10 +88,12 @@ class Shares:
         self._raise_lost()
         known = self.site.crew_now()
         self._known = set(known)
-        holders = self.site.holders(self._blocks, known)
+        # A block that went to another worker as what a task needs is on both since.
+        holders = self.site.holders(self._blocks, known, self._owners)
         owners = self._choose(self._lengths, holders, known)
         if self.one_by_one:
             owners = self._moved(holders, owners, known)
+        self._owners = owners
         # Sums are added in this order: that of the blocks, not of addresses.
         self.workers = list(dict.fromkeys(owners))
         ranks = tuple(self.workers.index(owner) for owner in owners)
