@@ -9,7 +9,6 @@ from concurrent.futures import wait as futures_wait
 from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 from functools import reduce
-from itertools import zip_longest
 from operator import add
 from typing import Any
 from weakref import WeakValueDictionary
@@ -350,27 +349,18 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
         """Bytes that each worker may take; 0 for one that may take all there are."""
         return {a: worker["memory_limit"] or 0 for a, worker in self._workers_now().items()}
 
-    def holders(
-        self,
-        handles: Sequence[Handle],
-        among: Container[str],
-        preferred: Sequence[str | None] = (),
-    ) -> list[str | None]:
-        """One of some workers that holds each block; None where none of them does.
-
-        Of several it is the preferred one, if that is among them.
-        """
+    def holders(self, handles: Sequence[Handle], among: Container[str]) -> list[str | None]:
+        """One of some workers that holds each block; None where none of them does."""
         kept = [handle for handle in handles if handle.status == "finished"]
         try:
             who_has = self.client.who_has(kept) if kept else {}
         except CancelledError as error:  # one was lost between the two lines above
             error.__traceback__ = None  # as in `wait`
-            return self.holders(handles, among, preferred)
-        found: list[str | None] = []
-        for handle, wanted in zip_longest(handles, preferred):
-            there = [a for a in who_has.get(handle.key, ()) if a in among]
-            found.append(wanted if wanted in there else min(there, default=None))
-        return found
+            return self.holders(handles, among)
+        return [
+            min((a for a in who_has.get(handle.key, ()) if a in among), default=None)
+            for handle in handles
+        ]
 
 
 def _is_at_work(worker: dict[str, Any]) -> bool:

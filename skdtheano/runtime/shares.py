@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 
 from dask.utils import format_bytes
 from distributed.scheduler import KilledWorker
@@ -88,9 +88,14 @@ class Shares:
         self._raise_lost()
         known = self.site.crew_now()
         self._known = set(known)
-        # A block that went to another worker as what a task needs is on both since.
-        holders = self.site.holders(self._blocks, known, self._owners)
-        owners = self._choose(self._lengths, holders, known)
+        holders = self.site.holders(self._blocks, known)
+        # Of a block that has moved the worker before has a copy too, and dask drops one of
+        # the two some time: it stays with who had it last.
+        stays = [
+            owner if owner in known else holder
+            for owner, holder in zip_longest(self._owners, holders)
+        ]
+        owners = self._choose(self._lengths, stays, known)
         if self.one_by_one:
             owners = self._moved(holders, owners, known)
         self._owners = owners
