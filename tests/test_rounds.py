@@ -317,7 +317,8 @@ def test_a_client_closed_in_mid_fit_ends_it_with_what_to_do(own_cluster: LocalCl
             clf.fit(*chunked(X, y))
     assert plugin.called
     closer.join(20)
-    assert clf.n_iter_ == 2
+    # What had ended before the client noticed counts: two epochs, or the third as well.
+    assert clf.n_iter_ == len(clf.loss_curve_) >= 2
     assert np.isfinite(clf.predict_proba(X)).all()
 
 

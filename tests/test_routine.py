@@ -75,13 +75,16 @@ def test_a_step_allocates_nothing() -> None:
     inputs = [rows, targets, np.ones(n, np.float32), *layout.views(theta)]
     run = routine.bind(inputs, [np.zeros((), np.float32), *layout.views(gradient)])
     run()
-    tracemalloc.start()
-    try:
-        run()
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 50_000  # NumPy's buffer of 8192 entries; 2000 x 10 scores take 80,000 bytes
+    peaks = []
+    for _ in range(5):  # The least of them: threads of other tests' clients allocate beside it.
+        tracemalloc.start()
+        try:
+            run()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    # NumPy's buffer of 8192 entries; 2000 x 10 scores take 80,000 bytes
+    assert min(peaks) < 50_000
     # Hidden layer, its mask, its slope; the rest is small.
     assert routine.nbytes < 4 * n * 100 * 4
 
