@@ -180,10 +180,15 @@ def _machine() -> Any:
 
 
 def _key(source: str) -> str:
+    return f"{_made_by()}\n{source}"
+
+
+@cache
+def _made_by() -> str:
     """Machine code is that of a processor and a compiler."""
     features = llvm.get_host_cpu_features().flatten()
     made_by = [llvmlite.__version__, llvm.get_process_triple(), llvm.get_host_cpu_name()]
-    return "\n".join(["loop", *made_by, features, source])
+    return "\n".join(["loop", *made_by, features])
 
 
 def _compiled(source: str) -> bytes:

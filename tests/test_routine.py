@@ -76,7 +76,9 @@ def test_a_step_allocates_nothing() -> None:
     run = routine.bind(inputs, [np.zeros((), np.float32), *layout.views(gradient)])
     run()
     peaks = []
-    for _ in range(5):  # The least of them: threads of other tests' clients allocate beside it.
+    for _ in range(
+        5
+    ):  # The least of them: threads of other tests' clients allocate beside it.
         tracemalloc.start()
         try:
             run()

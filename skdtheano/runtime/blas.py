@@ -19,17 +19,17 @@ _FLOPS_PER_THREAD = 2e7
 
 _lock = threading.Lock()
 _asked: list[int] = []
-_before: list[Any] = []
+_before: list[int] = []
 
 
 #: Looks through the libraries of the process, 12 ms for its 275: once, with the imports, as
 #: NumPy's BLAS has been loaded by then.
-_CONTROLLER: ThreadpoolController = ThreadpoolController().select(user_api="blas")
+_LIBRARIES: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def threads_of_process() -> int:
     """Threads that BLAS takes by itself."""
-    return max((library["num_threads"] for library in _CONTROLLER.info()), default=1)
+    return max((library.num_threads for library in _LIBRARIES), default=1)
 
 
 def threads_that_pay(layout: Layout, n_rows: int, n_available: int) -> int:
@@ -45,15 +45,20 @@ def blas_threads(n: int) -> Iterator[None]:
     The number is one for the process: the last to leave puts back what the first one found.
     """
     with _lock:
+        if not _asked:
+            _before[:] = [library.num_threads for library in _LIBRARIES]
         _asked.append(n)
-        _before.append(_CONTROLLER.limit(limits=min(_asked)))
+        _set_threads([min(_asked)] * len(_LIBRARIES))
     try:
         yield
     finally:
         with _lock:
             _asked.remove(n)
-            if _asked:
-                _before.append(_CONTROLLER.limit(limits=min(_asked)))
-            else:
-                _before[0].restore_original_limits()
-                _before.clear()
+            _set_threads([min(_asked)] * len(_LIBRARIES) if _asked else _before)
+
+
+def _set_threads(numbers: list[int]) -> None:
+    # What threadpoolctl's own limits do takes 30 us, since they describe each library too.
+    for library, number in zip(_LIBRARIES, numbers, strict=True):
+        if library.num_threads != number:
+            library.set_num_threads(number)

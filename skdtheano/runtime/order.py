@@ -189,6 +189,11 @@ class ListedEpoch:
         n_rows, size = len(self.rows), self.batch_size
         ranks, local = places.locate(self.rows)
         local = local.astype(places.number_dtype)
+        if places.n_ranks == 1:
+            counts = np.full(-(-n_rows // size), size, np.min_scalar_type(size))
+            if n_rows % size:
+                counts[-1] = n_rows % size
+            return [ListedBatches(local, counts, size, n_rows)]
         # Stable, so that each rank's rows stay in the order of the batches.
         by_rank = np.argsort(ranks, kind="stable")
         cuts = np.searchsorted(ranks[by_rank], np.arange(places.n_ranks + 1))

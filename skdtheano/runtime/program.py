@@ -5,6 +5,7 @@ compiles another. Graphs do not know layer sizes or hyperparameters, so a proces
 graph once for all models of one depth, activation and loss.
 """
 
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,27 @@ def check_mode(mode: str | None) -> str:
     return engine.check_mode(mode, ours=NUMPY)
 
 
+@dataclass(frozen=True)
+class _BoundUpdate:
+    """An update of certain vectors, and what it was bound for."""
+
+    run: Callable[[], None]
+    update: Update
+    generation: int
+    vectors: tuple[np.ndarray, ...]
+    n_penalised: int
+    alpha: float
+
+    def serves(self, vectors: Sequence[np.ndarray], n_penalised: int, alpha: float) -> bool:
+        return (
+            all(map(operator.is_, vectors, self.vectors))
+            and len(vectors) == len(self.vectors)
+            and self.n_penalised == n_penalised
+            and self.alpha == alpha
+            and self.update.generation == self.generation
+        )
+
+
 class Program:
     """A model's compiled pieces, leased to one thread for a ``with`` block.
 
@@ -125,7 +147,8 @@ class Program:
         self._loss = np.zeros((), dtype)
         self._products: dict[tuple[object, ...], np.ndarray] = {}
         self._scalars: list[np.ndarray] = []
-        self._last_update: tuple[Any, ...] = (None,)
+        self._sums: Piece | None = None
+        self._last_update: _BoundUpdate | None = None
 
     def __enter__(self) -> "Program":
         return self
@@ -137,7 +160,8 @@ class Program:
         trace: TracebackType | None,
     ) -> None:
         self._runs.clear()
-        self._last_update = (None,)
+        self._sums = None
+        self._last_update = None
         with _idle_lock:
             for key, piece in self._pieces.items():
                 _idle.setdefault(key, []).append(piece)
@@ -214,14 +238,8 @@ class Program:
         out : list of ndarray
             Shaped as `parameters`.
         """
-        spec = self.spec
-
-        def graph() -> tuple[Sequence[Any], Sequence[Any]]:
-            sums = block_graph(spec.network, spec.loss)
-            return sums.inputs, sums.outputs
-
-        piece = self._piece(("sums", spec.network, spec.loss), graph)
-        if spec.network.sparse:
+        piece = self._sums or self._sums_piece()
+        if self.spec.network.sparse:
             product = self._product(rows, parameters[0])
             slope = self._room("slope", product.shape)
             inputs = [product, targets, weights, *parameters[1:]]
@@ -230,6 +248,16 @@ class Program:
         else:
             self._run(piece, [rows, targets, weights, *parameters], [self._loss, *out])
         return float(self._loss)
+
+    def _sums_piece(self) -> Piece:
+        spec = self.spec
+
+        def graph() -> tuple[Sequence[Any], Sequence[Any]]:
+            sums = block_graph(spec.network, spec.loss)
+            return sums.inputs, sums.outputs
+
+        self._sums = self._piece(("sums", spec.network, spec.loss), graph)
+        return self._sums
 
     def outputs(self, parameters: list[np.ndarray], rows: Rows) -> np.ndarray:
         """The network's outputs, shape (n, n_outputs)."""
@@ -273,6 +301,18 @@ class Program:
         scalars : sequence of float
             Sum of weights, step size, and the optimizer's own.
         """
+        if not self._scalars:
+            self._scalars = [np.zeros((), self.spec.network.dtype) for _ in scalars]
+        for array, value in zip(self._scalars, scalars, strict=True):
+            array[...] = value
+        last = self._last_update
+        if last is None or not last.serves(vectors, n_penalised, alpha):
+            last = self._last_update = self._bound_update(vectors, n_penalised, alpha)
+        last.run()
+
+    def _bound_update(
+        self, vectors: Sequence[np.ndarray], n_penalised: int, alpha: float
+    ) -> "_BoundUpdate":
         rule, dtype, mode = self.spec.rule, self.spec.network.dtype, self.spec.mode
         if rule is None:
             raise ValueError("This program has no update: its spec names no optimizer rule.")
@@ -290,26 +330,20 @@ class Program:
             return CompiledUpdate(engine.compile_function(*graph(), mode, name))
 
         update: Update = self._leased(("update", rule, dtype, mode), make)
-        if not self._scalars:
-            self._scalars = [np.zeros((), dtype) for _ in scalars]
-        for array, value in zip(self._scalars, scalars, strict=True):
-            array[...] = value
 
         def bind() -> Callable[[], None]:
             n = len(vectors[0])
             parts = [(slice(0, n_penalised), alpha), (slice(n_penalised, n), 0.0)]
             return update.bind(vectors, self._scalars, parts)
 
-        version = (n_penalised, alpha, update.generation)
-        same = (version, *map(id, (update, *vectors)))
-        if same != self._last_update[0]:
-            # By place, which takes 1 us a vector to tell: a collective's sums are in the same
-            # few places, as one view after another.
-            places = [vector.__array_interface__["data"][0] for vector in vectors]
-            key = (id(update), len(vectors[0]), *places)
-            run = self._bound((update, *vectors), key, version, bind)
-            self._last_update = (same, run, (update, *vectors))  # whose ids are theirs then
-        self._last_update[1]()
+        generation = update.generation
+        # By place, which takes 1 us a vector to tell: a collective's sums are in the same
+        # few places, as one view after another.
+        places = [vector.__array_interface__["data"][0] for vector in vectors]
+        key = (id(update), len(vectors[0]), *places)
+        version = (n_penalised, alpha, generation)
+        run = self._bound((update, *vectors), key, version, bind)
+        return _BoundUpdate(run, update, generation, tuple(vectors), n_penalised, alpha)
 
     def _product(self, rows: Rows, coef: np.ndarray) -> np.ndarray:
         """Sparse rows times the first weight matrix."""

@@ -21,7 +21,7 @@ from skdtheano.runtime.segments import Place, Reading, Segment, open_of
 from skdtheano.runtime.watch import Vigil, Watch
 
 #: Seconds for which a rank looks at counters before it sleeps, if each rank has a processor.
-_SPIN_SECONDS = 100e-6
+_SPIN_SECONDS = 400e-6
 
 #: Seconds after which a sleeping rank looks up by itself: an abort comes by another way.
 _SLEEP_SECONDS = 0.1
