@@ -82,10 +82,33 @@ def client(client_of: Callable[[int], Client]) -> Client:
 
 
 @pytest.fixture
+def own_cluster() -> Iterator[LocalCluster]:
+    """A cluster that a test may damage."""
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
 def an_epoch_a_round() -> Iterator[None]:
     """Rounds of one epoch each, for tests of what is between epochs."""
     with dask.config.set({"skdtheano.round-seconds": "1 us"}):
         yield
+
+
+def forgets_all_tasks(cluster: LocalCluster) -> bool:
+    """Whether the scheduler has no task any more, soon: clients tell it a little later."""
+    forgotten = threading.Event()
+
+    def look() -> None:
+        if cluster.scheduler.tasks:
+            cluster.scheduler.loop.call_later(0.05, look)
+        else:
+            forgotten.set()
+
+    cluster.scheduler.loop.add_callback(look)
+    return forgotten.wait(20)
 
 
 @pytest.fixture

@@ -71,6 +71,13 @@ MAY_IMPORT = {
         "skdtheano.training",
         "skdtheano.version",
     ),
+    "skdtheano.model_selection.halving": (),
+    "skdtheano.model_selection": (
+        "skdtheano.estimators",
+        "skdtheano.model_selection",
+        "skdtheano.notices",
+        "skdtheano.runtime",
+    ),
     "skdtheano.functions": (
         "skdtheano.draws",
         "skdtheano.engine",

@@ -24,6 +24,7 @@ from dask.sizeof import sizeof
 from distributed import Client, LocalCluster, SchedulerPlugin, get_client, worker_client
 from distributed.core import Status
 from numpy.testing import assert_allclose, assert_array_equal
+from shared_clusters import forgets_all_tasks
 from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier
 
@@ -85,15 +86,6 @@ def killed(cluster: LocalCluster, prefix: str, suffix: str = "") -> Iterator[Cli
         )
         yield client
         assert plugin.called, "no worker was killed"
-
-
-@pytest.fixture
-def own_cluster() -> Any:
-    """A cluster that a test may damage."""
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-    ) as cluster:
-        yield cluster
 
 
 def chunked(X: np.ndarray, y: np.ndarray, rows: int = 25) -> tuple[da.Array, da.Array]:
@@ -692,16 +684,7 @@ def test_nothing_is_left_on_the_cluster_after_a_fit(
 ) -> None:
     X, y = data("multiclass")
     MULTICLASS.ours().fit(*chunked(X, y))
-    released = threading.Event()
-
-    def look() -> None:
-        if not clusters(2).scheduler.tasks:
-            released.set()
-            return
-        clusters(2).scheduler.loop.call_later(0.05, look)
-
-    clusters(2).scheduler.loop.add_callback(look)
-    assert released.wait(20), f"left: {list(clusters(2).scheduler.tasks)}"
+    assert forgets_all_tasks(clusters(2)), f"left: {list(clusters(2).scheduler.tasks)}"
 
     def rounds(dask_worker: Any) -> int:
         plugin = dask_worker.plugins["skdtheano-exchange"]

@@ -1,0 +1,176 @@
+"""Where the tasks of a search run: in this process, or on a dask cluster."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from dask.array import Array
+from dask.base import compute
+from dask.core import flatten
+from distributed import Client, futures_of, wait
+from distributed.scheduler import KilledWorker
+
+from skdtheano.model_selection.calls import as_is, joined
+from skdtheano.runtime.clients import outside_the_slots
+from skdtheano.runtime.workers import seconds_of
+
+#: Rows travel to the scheduler in pieces of so many bytes.
+_PIECE_BYTES = 2**22
+
+#: Seconds after which who waits looks at the cluster.
+_LOOK_SECONDS = 1.0
+
+
+class Place(ABC):
+    """Runs tasks; a handle of one may be an argument of the next."""
+
+    @abstractmethod
+    def put(self, rows: Any) -> Any:
+        """A handle of rows in memory."""
+
+    @abstractmethod
+    def blocks(self, arrays: Sequence[Array]) -> list[list[Any]]:
+        """Handles of the blocks of rows of dask arrays."""
+
+    @abstractmethod
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A handle of what the function will have returned."""
+
+    @abstractmethod
+    def first_done(self, handles: Sequence[Any]) -> Any:
+        """Wait for one of some handles."""
+
+    @abstractmethod
+    def result(self, handle: Any) -> Any:
+        """What a handle stands for, here."""
+
+    @abstractmethod
+    def cancel(self, handles: Sequence[Any]) -> None:
+        """Give up what has not run."""
+
+
+class _Later:
+    """A call that is made when its value is asked for."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._call: tuple[Any, ...] | None = (function, *arguments)
+        self._value: Any = None
+
+    def value(self) -> Any:
+        if self._call is not None:
+            function, *arguments = self._call
+            self._value = function(
+                *(a.value() if isinstance(a, _Later) else a for a in arguments)
+            )
+            self._call = None  # and with it what only this call needed
+        return self._value
+
+
+class InProcess(Place):
+    """One task after another, in the order in which they are waited for."""
+
+    def put(self, rows: Any) -> Any:
+        return rows
+
+    def blocks(self, arrays: Sequence[Array]) -> list[list[Any]]:
+        delayed = [array.to_delayed().ravel().tolist() for array in arrays]
+        found: list[list[Any]] = compute(delayed)[0]
+        return found
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return _Later(function, *arguments)
+
+    def first_done(self, handles: Sequence[Any]) -> Any:
+        handles[0].value()
+        return handles[0]
+
+    def result(self, handle: Any) -> Any:
+        return handle.value()
+
+    def cancel(self, handles: Sequence[Any]) -> None:
+        """Nothing runs unless it is waited for."""
+
+
+class OnCluster(Place):
+    """Tasks of dask's.
+
+    Rows travel in tasks, and no task changes its arguments: what a lost worker held, dask
+    computes again, to the same bits.
+
+    Parameters
+    ----------
+    client : Client
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._patience = seconds_of("skdtheano.no-worker-timeout", 30.0)
+
+    def put(self, rows: Any) -> Any:
+        if not isinstance(rows, np.ndarray):
+            return self.submit(as_is, rows)
+        n = max(1, _PIECE_BYTES // max(1, rows[:1].nbytes))
+        cuts = range(0, max(len(rows), 1), n)
+        pieces = [self.submit(as_is, rows[start : start + n]) for start in cuts]
+        return self.submit(joined, *pieces)
+
+    def blocks(self, arrays: Sequence[Array]) -> list[list[Any]]:
+        # In one graph: dask's scheduler stumbles over graphs that were optimised apart, with
+        # other tasks under the same keys.
+        kept = self._client.persist(list(arrays))
+        futures = {future.key: future for future in futures_of(kept)}
+        return [[futures[key] for key in flatten(array.__dask_keys__())] for array in kept]
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._client.submit(function, *arguments, pure=False)
+
+    def first_done(self, handles: Sequence[Any]) -> Any:
+        alone_since: float | None = None
+        with outside_the_slots():
+            while True:
+                with suppress(TimeoutError):
+                    wait(handles, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
+                for handle in handles:
+                    if handle.status != "pending":
+                        return handle
+                alone_since = self._look(alone_since)
+
+    def _look(self, alone_since: float | None) -> float | None:
+        if self._client.status != "running":
+            raise ConnectionError(
+                f"{self._client!r} is {self._client.status}, and the search with it. Make a "
+                "new Client and fit again."
+            )
+        if self._client.nthreads():
+            return None
+        now = time.monotonic()
+        if alone_since is not None and now - alone_since > self._patience:
+            raise RuntimeError(
+                f"The cluster has lost all its workers, and none came within "
+                f"{self._patience:g} s. Start some (cluster.scale(2)) and fit again, or wait "
+                "longer: dask.config.set({'skdtheano.no-worker-timeout': '1 hour'})."
+            )
+        return now if alone_since is None else alone_since
+
+    def result(self, handle: Any) -> Any:
+        if handle.status == "cancelled":
+            raise ConnectionError(
+                "The cluster has cancelled the tasks of the search: its scheduler was "
+                "restarted, or is gone. Make a new Client and fit again."
+            )
+        try:
+            with outside_the_slots():
+                return handle.result()
+        except KilledWorker as killed:
+            raise RuntimeError(
+                f"{killed} A task of the search that kills its workers may need more memory "
+                "than they have: give them more (memory_limit=), or use smaller blocks and a "
+                "smaller test_size."
+            ) from killed
+
+    def cancel(self, handles: Sequence[Any]) -> None:
+        with suppress(Exception):  # of a client that is gone
+            self._client.cancel(list(handles), force=True)
