@@ -117,19 +117,13 @@ def fit_stochastic(
 
 
 def _run_epochs(runtime: Runtime, order: Order, course: Course, at_most: int) -> list[float]:
-    """Some epochs, as many as the runtime takes at once; the order is then after these."""
-    n_epochs = min(at_most, runtime.n_at_once())
-    before = order.mark() if n_epochs > 1 else None
-    losses: list[float] = []
-    try:
-        epochs = [order.next_epoch() for _ in range(n_epochs)]
-        losses = runtime.run_epochs(epochs, course)
-        return losses
-    finally:
-        if before is not None and len(losses) < n_epochs:
-            order.go_back(before)
-            for _ in losses:
-                order.next_epoch()
+    """Some epochs, as many as the runtime takes at once; the order is then after these.
+
+    Whatever ends them early, it is as if the epochs that were not ended had not been drawn.
+    """
+    losses = runtime.run_epochs(order.ahead(min(at_most, runtime.n_at_once())), course)
+    order.take(len(losses))
+    return losses
 
 
 def _score(runtime: Runtime, score_of: Callable[[ScoreSums], float]) -> float:

@@ -703,7 +703,7 @@ def test_a_block_order_lists_each_row_once(window: int, held_out: float) -> None
     ]
     assert len(left_out) == int(np.ceil(held_out * N_ROWS))
     orders = []
-    for epoch in (order.next_epoch(), order.next_epoch()):
+    for epoch in order.ahead(2):
         batches: list[list[int]] = []
         for rank, share in enumerate(epoch.shares(places)):
             of_rank = [

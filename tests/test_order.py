@@ -1,12 +1,14 @@
 """Batch orders: scikit-learn's own, and the block-wise one."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from sklearn.model_selection import train_test_split
-from sklearn.utils import gen_batches, shuffle
+from sklearn.utils import check_random_state, gen_batches, shuffle
 
 from skdtheano.runtime.order import BlockOrder, Epoch, GlobalOrder, RowMap, held_out_counts
 
@@ -54,6 +56,12 @@ def test_every_row_has_one_place(places: RowMap) -> None:
         assert_array_equal(local[ranks == rank], np.arange((ranks == rank).sum()))
 
 
+def next_epoch(order: Any) -> Any:
+    [epoch] = order.ahead(1)
+    order.take(1)
+    return epoch
+
+
 @given(row_maps(), st.integers(1, 9), st.integers(0, 99))
 def test_minibatches_are_those_of_scikit_learn_wherever_the_rows_are(
     places: RowMap, batch_size: int, seed: int
@@ -65,23 +73,49 @@ def test_minibatches_are_those_of_scikit_learn_wherever_the_rows_are(
     rng, expected = np.random.RandomState(seed), np.arange(n)
     for _ in range(3):
         expected = shuffle(expected, random_state=rng)
-        batches = global_batches(order.next_epoch(), places)
+        batches = global_batches(next_epoch(order), places)
         slices = list(gen_batches(n, batch_size))
         assert len(batches) == len(slices)
         for batch, cut in zip(batches, slices, strict=True):
             assert_array_equal(np.sort(batch), np.sort(expected[cut]))
 
 
+@pytest.mark.parametrize("random_state", [0, None])
+def test_epochs_that_are_seen_and_not_taken_were_never_drawn(random_state: int | None) -> None:
+    """Also where others draw from NumPy's own generator meanwhile: it never goes back."""
+    places = RowMap((30,), (0,))
+    rng = check_random_state(random_state)
+    before = rng.get_state(legacy=False)
+    try:
+        rng.seed(7)
+        order = GlobalOrder(np.arange(30), 8, True, rng)
+        seen = [np.concatenate(global_batches(e, places)) for e in order.ahead(4)]
+        if random_state is None:
+            other = np.random.random()
+        order.take(2)
+        expected = np.random.RandomState(7)
+        if random_state is None:
+            assert other == expected.random_sample()
+        for _ in range(2):
+            expected.permutation(30)
+        assert_array_equal(rng.get_state()[1], expected.get_state()[1])
+        if random_state is not None:
+            taken = np.concatenate(global_batches(next_epoch(order), places))
+            assert_array_equal(taken, seen[2])
+    finally:
+        rng.set_state(before)
+
+
 def test_one_rank_keeps_the_order_within_a_minibatch() -> None:
     order = GlobalOrder(np.arange(20), 7, True, np.random.RandomState(0))
     expected = shuffle(np.arange(20), random_state=np.random.RandomState(0))
-    batches = global_batches(order.next_epoch(), RowMap((20,), (0,)))
+    batches = global_batches(next_epoch(order), RowMap((20,), (0,)))
     assert_array_equal(np.concatenate(batches), expected)
 
 
 def test_without_shuffle_the_order_is_that_of_the_table() -> None:
     order = GlobalOrder(np.arange(10), 4, False, np.random.RandomState(0))
-    batches = global_batches(order.next_epoch(), RowMap((10,), (0,)))
+    batches = global_batches(next_epoch(order), RowMap((10,), (0,)))
     assert [batch.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
@@ -101,7 +135,7 @@ def test_a_block_wise_order_visits_each_trained_row_once(
         owned = np.flatnonzero(places.locate(np.arange(places.n_rows))[0] == rank)
         left_out.append(owned[local.astype(int)])
     for _ in range(2):
-        batches = global_batches(order.next_epoch(), places)
+        batches = global_batches(next_epoch(order), places)
         if order.n_rows == 0:
             assert batches == []
             continue
@@ -119,8 +153,8 @@ def test_a_block_wise_order_does_not_depend_on_who_holds_the_blocks(
     alone = RowMap(places.lengths, (0,) * len(places.lengths))
     one, many = (BlockOrder(places.lengths, batch_size, 5, n_windows=3) for _ in range(2))
     for _ in range(2):
-        here = global_batches(one.next_epoch(), alone)
-        there = global_batches(many.next_epoch(), places)
+        here = global_batches(next_epoch(one), alone)
+        there = global_batches(next_epoch(many), places)
         assert [np.sort(b).tolist() for b in here] == [np.sort(b).tolist() for b in there]
 
 
@@ -128,7 +162,7 @@ def test_a_block_wise_order_mixes_the_blocks_of_a_window_and_changes_by_epoch() 
     lengths = (50,) * 8
     order = BlockOrder(lengths, 100, seed=1, n_windows=2)
     places = RowMap(lengths, (0,) * 8)
-    first, second = (global_batches(order.next_epoch(), places) for _ in range(2))
+    first, second = (global_batches(next_epoch(order), places) for _ in range(2))
     blocks = [set(batch // 50) for batch in first]
     assert all(len(found) == 4 for found in blocks)
     assert blocks[0] == blocks[1] != blocks[2]

@@ -5,6 +5,7 @@ global order is scikit-learn's own permutation; a block-wise order needs no arra
 as the table, and is a function of the lengths of the blocks as well.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+from sklearn.utils import check_random_state
 
 from skdtheano.runtime.blocks import Batch, BatchRoom, Block
 
@@ -22,6 +24,9 @@ MAX_GLOBAL_ROWS = 2**27
 WINDOW_BYTES = 2**27
 #: or as many blocks, where these are larger.
 WINDOW_BLOCKS = 16
+
+#: What ``random_state=None`` stands for.
+_NUMPYS_OWN = check_random_state(None)
 
 
 @dataclass(frozen=True)
@@ -168,14 +173,11 @@ class Order(Protocol):
     #: Whether a few blocks at a time hold the rows of the next minibatches.
     in_windows: bool
 
-    def next_epoch(self) -> Epoch:
-        """The next epoch's order."""
+    def ahead(self, n_epochs: int) -> "Sequence[Epoch]":
+        """The orders of the next epochs; those that are run are then to be `take`\\ n."""
 
-    def mark(self) -> Any:
-        """Where the draws are, for `go_back`."""
-
-    def go_back(self, mark: Any) -> None:
-        """Let the next epoch be the one that came after the mark."""
+    def take(self, n_epochs: int) -> None:
+        """Go on to after so many of the epochs that were last seen `ahead`."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ class GlobalOrder:
     shuffle : bool
         Permute what the last epoch's permutation gave, as scikit-learn does.
     rng : RandomState
-        Advanced by one permutation an epoch.
+        Advanced by one permutation for each epoch that is taken.
     """
 
     in_windows = False
@@ -231,21 +233,36 @@ class GlobalOrder:
         self.rng = rng
         self._rows = rows
         self._places = np.arange(len(rows))
+        #: What draws ahead, and after each epoch of it the places and its state.
+        self._scout = copy.deepcopy(rng) if shuffle else rng
+        self._seen: list[tuple[np.ndarray, Any]] = []
 
-    def next_epoch(self) -> ListedEpoch:
-        if self.shuffle:
-            permutation = np.arange(self.n_rows)
-            self.rng.shuffle(permutation)
-            self._places = self._places[permutation]
-        return ListedEpoch(self._rows[self._places], self.batch_size)
+    def ahead(self, n_epochs: int) -> list[ListedEpoch]:
+        if not self.shuffle:
+            return [ListedEpoch(self._rows, self.batch_size)] * n_epochs
+        self._scout.set_state(self.rng.get_state(legacy=False))
+        self._seen = []
+        places = self._places
+        for _ in range(n_epochs):
+            places = places[self._permutation(self._scout)]
+            self._seen.append((places, self._scout.get_state(legacy=False)))
+        return [ListedEpoch(self._rows[seen], self.batch_size) for seen, _ in self._seen]
 
-    def mark(self) -> Any:
-        return self.rng.get_state(legacy=False) if self.shuffle else None, self._places
-
-    def go_back(self, mark: Any) -> None:
-        state, self._places = mark
-        if state is not None:
+    def take(self, n_epochs: int) -> None:
+        if not self.shuffle or not n_epochs:
+            return
+        self._places, state = self._seen[n_epochs - 1]
+        self._seen = []
+        if self.rng is _NUMPYS_OWN:  # others may have drawn from it meanwhile
+            for _ in range(n_epochs):
+                self._permutation(self.rng)
+        else:
             self.rng.set_state(state)
+
+    def _permutation(self, rng: np.random.RandomState) -> np.ndarray:
+        permutation = np.arange(self.n_rows)
+        rng.shuffle(permutation)
+        return permutation
 
 
 class BlockOrder:
@@ -289,15 +306,11 @@ class BlockOrder:
         self.n_rows = sum(self.lengths) - sum(self.n_held_out)
         self._epoch = 0
 
-    def next_epoch(self) -> "KeyedEpoch":
-        epoch, self._epoch = self._epoch, self._epoch + 1
-        return KeyedEpoch(self, epoch)
+    def ahead(self, n_epochs: int) -> "list[KeyedEpoch]":
+        return [KeyedEpoch(self, self._epoch + i) for i in range(n_epochs)]
 
-    def mark(self) -> int:
-        return self._epoch
-
-    def go_back(self, mark: int) -> None:
-        self._epoch = mark
+    def take(self, n_epochs: int) -> None:
+        self._epoch += n_epochs
 
     def held_out_rows(self, places: RowMap) -> list[np.ndarray]:
         """Local numbers of the rows left out of training, for each rank, ascending."""
