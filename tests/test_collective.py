@@ -38,6 +38,7 @@ def in_round(
     act: Callable[[Peers], Any],
     shared_memory: bool,
     host: str | None,
+    deadline: float = 5.0,
 ) -> Any:
     """Run `act` as one rank of a round; runs as a task."""
     worker = get_worker()
@@ -46,7 +47,7 @@ def in_round(
     plugin = worker.plugins[ExchangePlugin.name]
     with (
         dask.config.set({"skdtheano.host": host}),
-        Peers(plugin, round_id, rank, addresses, 5.0, key, shared_memory) as peers,
+        Peers(plugin, round_id, rank, addresses, deadline, key, shared_memory) as peers,
     ):
         return act(peers)
 
@@ -56,6 +57,7 @@ def run_round(
     act: Callable[[Peers], Any],
     shared_memory: bool = True,
     hosts: Sequence[str | None] | None = None,
+    deadline: float = 5.0,
 ) -> list[Any]:
     """The futures of one task per worker."""
     client.register_plugin(ExchangePlugin())
@@ -70,6 +72,7 @@ def run_round(
             act,
             shared_memory,
             None if hosts is None else hosts[rank],
+            deadline,
             workers=[address],
             pure=False,
         )
@@ -228,6 +231,24 @@ def test_a_rank_that_fails_tells_the_others_why(client: Client) -> None:
     failure = first.exception()
     assert isinstance(failure, RoundAborted)
     assert "ZeroDivisionError: no rows" in str(failure)
+
+
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_a_rank_that_leaves_early_is_not_awaited_for_ever(
+    client: Client, shared_memory: bool
+) -> None:
+    """Its worker is well, and answers: but not that it is still in the round."""
+
+    def act(peers: Peers) -> float:
+        vector = peers.room(10, np.dtype(float))
+        for _ in range(1 + peers.rank):  # the last rank sums once more
+            peers.sum((), vector)
+        return 0.0
+
+    early, late = run_round(client, act, shared_memory, deadline=0.5)
+    assert early.result(timeout=60) == 0.0
+    with pytest.raises(PeerLost, match="has left the round"):
+        late.result(timeout=60)
 
 
 def test_a_cancelled_round_ends_while_it_waits(client: Client) -> None:

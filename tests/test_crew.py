@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -12,9 +13,13 @@ from distributed import Client, LocalCluster
 from numpy.testing import assert_allclose
 
 from skdtheano import DistributedMLPClassifier, DistributedMLPRegressor
+from skdtheano.graphs.network import Network
 from skdtheano.runtime import crew
 from skdtheano.runtime.cluster import ClusterSite
 from skdtheano.runtime.crew import asked_for, best_of
+from skdtheano.runtime.model import Model
+from skdtheano.runtime.parameters import Layout
+from skdtheano.runtime.program import ProgramSpec
 from skdtheano.runtime.workers import packed
 
 
@@ -45,6 +50,26 @@ def test_a_setting_that_is_no_number_of_workers_is_refused(given: Any) -> None:
         pytest.raises(ValueError, match=r"skdtheano\.workers=.* is no number of workers"),
     ):
         asked_for()
+
+
+@pytest.mark.parametrize(
+    "least, limit, sizes",
+    [
+        (1, 0, (1, 2, 4, 5)),  # no limit
+        (2, 2**40, (2, 4, 5)),  # the rows need two
+        (1, 4 * 8 * 100 * 2 * 30, (2, 4, 5)),  # half of the batch fits into a quarter of it
+        (1, 1, (5,)),
+    ],
+)
+def test_a_trial_takes_no_more_memory_than_there_is(
+    least: int, limit: int, sizes: tuple[int, ...]
+) -> None:
+    workers = list("abcde")
+    site = SimpleNamespace(memory_limits=lambda: dict.fromkeys(workers, limit))
+    network = Network(2, "relu", "identity", "float64", "float64")
+    of = Model(ProgramSpec(network, "squared_error", "adam", "numpy"), Layout((20, 9, 1)))
+    trial = crew.Trial(of, 200, None)
+    assert crew._sizes(site, trial, workers, least) == sizes
 
 
 def table(client: Client, n: int = 400) -> tuple[da.Array, da.Array]:
@@ -136,26 +161,38 @@ class TestOnTwoWorkers:
         here = model().fit(*client.gather(client.compute([X, y])))
         assert_allclose(first.loss_curve_, here.loss_curve_, rtol=1e-9)
 
-    def test_how_many_is_asked_again_when_others_are_there(
+    def test_a_crew_stays_while_its_members_live(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """And how many it has is asked when there may be more to gain, or too few are left."""
         site = ClusterSite(client)
-        found = iter([1, None, 2])
-        site.crew = lambda: next(found)
-        everyone = sorted(client.nthreads())
-        assert len(site.crew_now()) == len(site.crew_now()) == 1
-        monkeypatch.setattr(site, "available_workers", lambda: [*everyone, "tcp://new:1"])
-        assert set(site.crew_now()) == {*everyone, "tcp://new:1"}
-        monkeypatch.setattr(site, "available_workers", lambda: ["tcp://new:1", *everyone])
-        assert len(site.crew_now()) == 3  # the same ones
-        monkeypatch.setattr(site, "available_workers", lambda: everyone)
-        assert sorted(site.crew_now()) == everyone
+        asked: list[int | None] = []
 
+        def crew(workers: str, answer: int | None = None) -> list[str]:
+            names = [f"tcp://{letter}:1" for letter in workers]
+            monkeypatch.setattr(site, "available_workers", lambda: names)
+            site.crew = lambda: asked.append(answer) or answer
+            return [member[6] for member in site.crew_now()]
+
+        assert crew("abc", 2) == ["a", "b"]
+        assert crew("abc", 9) == crew("cba", 9) == ["a", "b"]  # the same ones are there
+        assert crew("abcde", 9) == ["a", "b"]  # others joined
+        assert crew("bcde", 9) == ["b", "c"]  # one was lost, and another takes its place
+        assert asked == [2]
+        assert crew("bcdefg", 3) == ["b", "c", "d"]  # twice as many as when it was asked
+        assert crew("dh", None) == ["d", "h"]  # too few are left
+        assert asked == [2, 3, None]
+        assert crew("dhi", None) == ["d", "h", "i"]  # where all take part, more do
+        assert asked == [2, 3, None, None]
+
+    @pytest.mark.parametrize(
+        "error", [crew.RoundFailed("lost worker tcp://nowhere:1"), MemoryError("no room")]
+    )
     def test_a_fit_goes_on_where_a_trial_fails(
-        self, client: Client, monkeypatch: pytest.MonkeyPatch
+        self, error: Exception, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def failing(site: Any, trial: Any, workers: Any) -> float:
-            raise crew.RoundFailed("lost worker tcp://nowhere:1")
+            raise error
 
         monkeypatch.setattr(crew, "_timed", failing)
         monkeypatch.setattr(crew, "_known", type(crew._known)())
@@ -167,54 +204,67 @@ class TestOnTwoWorkers:
     def test_local_steps_are_those_of_a_loop_in_numpy(
         self, client: Client, momentum: float
     ) -> None:
-        """Plain gradient descent on two halves of the rows, averaged every third step."""
+        """Gradient descent of two workers on their halves, averaged every second step.
+
+        Of five minibatches the first two are the first worker's, both have half of the
+        third, and the last average of an epoch follows a single step.
+        """
         rng = np.random.RandomState(0)
         X, w = rng.standard_normal((40, 3)), np.array([1.0, -2.0, 0.5])
         y = X @ w + 0.1 * rng.standard_normal(40)
+        alpha, rate = 0.1, 0.05
         ours = DistributedMLPRegressor(
             hidden_layer_sizes=(),
             solver="sgd",
             momentum=0.0,
             nesterovs_momentum=False,
-            learning_rate_init=0.05,
-            alpha=0.1,
-            batch_size=10,
+            learning_rate_init=rate,
+            alpha=alpha,
+            batch_size=8,
             shuffle=False,
             max_iter=2,
             n_iter_no_change=9,
             random_state=0,
-            sync_every=3,
+            sync_every=2,
             outer_momentum=momentum,
             client=client,
-        )
-        # Rows in turn between two blocks, so each worker has half of every minibatch.
-        order = np.argsort(np.arange(40) % 2, kind="stable")
-        blocks = [X[order][:20], X[order][20:]]
-        targets = [y[order][:20], y[order][20:]]
-        ours.set_params(batch_size=40)  # one minibatch an epoch: both blocks, then an average
-        ours.fit(da.from_array(X[order], (20, -1)), da.from_array(y[order], 20))
+        ).fit(da.from_array(X, (20, -1)), da.from_array(y, 20))
 
         start = DistributedMLPRegressor(
             hidden_layer_sizes=(), random_state=0, max_iter=1, solver="sgd"
         )
         start.set_params(learning_rate_init=1e-300, alpha=0.0)
         start.fit(X, y)
-        coef, bias = start.coefs_[0].ravel(), start.intercepts_[0][0]
+        theta = np.append(start.coefs_[0].ravel(), start.intercepts_[0])
+        with_ones = np.column_stack([X, np.ones(40)])
+        owner = np.repeat([0, 1], 20)
+        curve = []
         for _ in range(2):
-            after = []
-            for rows, truth in zip(blocks, targets, strict=True):
-                slope = rows @ coef + bias - truth
-                g = (rows.T @ slope + 0.1 / 2 * coef) / 20
-                after.append((coef - 0.05 * g, bias - 0.05 * slope.mean()))
-            mean = [np.mean([a[i] for a in after], axis=0) for i in (0, 1)]
-            if momentum:
-                step = 0.7 * (1 + momentum)
-                mean = [
-                    old - step * (old - m) for old, m in zip((coef, bias), mean, strict=True)
-                ]
-            coef, bias = mean
-        assert_allclose(ours.coefs_[0].ravel(), coef, rtol=1e-9)
-        assert_allclose(ours.intercepts_[0], bias, rtol=1e-9)
+            velocity, total = 0.0, 0.0
+            for period in ([0, 1], [2, 3], [4]):
+                own, weights, loss = [theta.copy(), theta.copy()], [0, 0], 0.0
+                for number in period:
+                    for rank in (0, 1):
+                        rows = np.arange(8 * number, 8 * number + 8)
+                        rows = rows[owner[rows] == rank]
+                        if not len(rows):
+                            continue
+                        error = with_ones[rows] @ own[rank] - y[rows]
+                        loss += 0.5 * error @ error
+                        penalty = alpha / 2 * np.append(own[rank][:3], 0.0)
+                        own[rank] -= rate * (with_ones[rows].T @ error + penalty) / len(rows)
+                        weights[rank] += len(rows)
+                loss += 0.5 * alpha * theta[:3] @ theta[:3] * len(period)
+                total += loss  # mean over the period's rows, times these
+                mean = np.average(own, axis=0, weights=weights)
+                if momentum:
+                    velocity = momentum * velocity + theta - mean
+                    mean = theta - 0.7 * (theta - mean + momentum * velocity)
+                theta = mean
+            curve.append(total / 40)
+        assert_allclose(ours.coefs_[0].ravel(), theta[:3], rtol=1e-9)
+        assert_allclose(ours.intercepts_[0], theta[3:], rtol=1e-9)
+        assert_allclose(ours.loss_curve_, curve, rtol=1e-9)
 
     def test_local_steps_learn_as_well_as_exact_ones(self, client: Client) -> None:
         rng = np.random.RandomState(0)

@@ -1,5 +1,6 @@
 """The seam to the engine: what is compiled, and how often."""
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
@@ -11,9 +12,15 @@ from numpy.testing import assert_allclose
 from skdtheano import engine
 from skdtheano.graphs.losses import LOSSES, block_graph, sums_graph
 from skdtheano.graphs.network import ACTIVATIONS, Network, network_graph
-from skdtheano.graphs.optimizers import update_graph
-from skdtheano.runtime.parameters import Layout
+from skdtheano.graphs.optimizers import Adam, update_graph
+from skdtheano.runtime.blocks import Block
+from skdtheano.runtime.collective import Solo
+from skdtheano.runtime.local_steps import run_local_epoch
+from skdtheano.runtime.model import Model
+from skdtheano.runtime.order import ListedBatches
+from skdtheano.runtime.parameters import Layout, TrainState
 from skdtheano.runtime.program import NUMPY, Program, ProgramSpec
+from skdtheano.runtime.steps import StepSettings, Workspace
 
 pytestmark = pytest.mark.parity
 
@@ -110,6 +117,42 @@ def test_relu_has_the_derivative_zero_at_zero() -> None:
             layout.views(gradient),
         )
     assert_allclose(gradient, [0, 0, 0, -1])
+
+
+def test_what_comes_once_is_not_kept() -> None:
+    """Of the evaluations of L-BFGS each is at other parameters."""
+    spec = ProgramSpec(
+        Network(2, "relu", "identity", "float64", "float64"), "squared_error", None, NUMPY
+    )
+    layout = Layout((3, 4, 1))
+    rows = np.ones((10, 3)), np.ones((10, 1)), np.ones(10)
+    with Program(spec) as program:
+
+        def evaluated(is_repeated: bool) -> "weakref.ref[np.ndarray]":
+            theta, gradient = np.ones(layout.n_parameters), np.zeros(layout.n_parameters)
+            given = layout.views(theta), *rows, layout.views(gradient)
+            program.sums(*given, is_repeated=is_repeated)
+            return weakref.ref(theta)
+
+        assert evaluated(is_repeated=False)() is None
+        assert evaluated(is_repeated=True)() is not None
+
+
+def test_epochs_of_local_steps_bind_nothing_anew() -> None:
+    network = Network(2, "relu", "identity", "float64", "float64")
+    model = Model(ProgramSpec(network, "squared_error", "adam", NUMPY), Layout((3, 4, 1)))
+    rows = model.rows_of([Block(np.ones((10, 3)), np.ones((10, 1)), None)])
+    theta = np.full(model.layout.n_parameters, 0.1)
+    state = TrainState(theta, [np.zeros_like(theta), np.zeros_like(theta)])
+    settings = StepSettings(Adam(), 0.01, 0.0, 1, may_diverge=False, sync_every=2)
+    with Program(model.spec) as program:
+        workspace = Workspace(program, model.layout, rows)
+        found = []
+        for _ in range(3):
+            batches = ListedBatches(np.arange(10), np.array([4, 4, 2]), 4, 10)
+            run_local_epoch(workspace, batches, state, settings, Solo())
+            found.append(len(program._runs))
+    assert found[0] == found[1] == found[2] > 0
 
 
 def test_threads_that_share_a_program_spec_do_not_share_a_function() -> None:

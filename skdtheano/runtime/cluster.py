@@ -17,7 +17,7 @@ from dask.delayed import Delayed
 from distributed import Client, futures_of
 from distributed.client import _wait
 
-from skdtheano.runtime.failures import SchedulerLost, ValueLost, WorkersLost
+from skdtheano.runtime.failures import RoundFailed, SchedulerLost, ValueLost, WorkersLost
 from skdtheano.runtime.mailbox import ExchangePlugin
 from skdtheano.runtime.sites import Check, Handle
 from skdtheano.runtime.workers import (
@@ -68,10 +68,11 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
         self.client = client
         self.deadline = seconds_of("skdtheano.worker-deadline", 30.0)
         self.patience = seconds_of("skdtheano.no-worker-timeout", 30.0)
-        #: How many of the workers are to hold blocks, None for all: asked for again when
-        #: others are there.
+        #: How many of the workers are to hold blocks, None for all; see `crew_now`.
         self.crew: Callable[[], int | None] = lambda: None
+        self._crew_size: int | None = None
         self._crew_of: set[str] = set()
+        self._n_asked_of = 0
         self._members: list[str] = []
         self._heartbeats = Heartbeats()
         self._futures: WeakValueDictionary[int, Handle] = WeakValueDictionary()
@@ -324,17 +325,52 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
         return running or list(known)
 
     def crew_now(self) -> list[str]:
-        """Of the workers that take tasks, those that are to hold blocks."""
+        """Of the workers that take tasks, those that are to hold blocks.
+
+        Members stay as long as they live. How many there are to be is asked again when too
+        few are left, and where it was not all, not before there are twice as many to choose
+        from: to ask may take a trial, and to move rows more.
+        """
         workers = self.available_workers()
         if set(workers) != self._crew_of:
-            n = self.crew()
+            n = self._crew_size
+            if n is None or len(workers) < n or len(workers) >= 2 * self._n_asked_of:
+                n = self._crew_size = self.crew()
+                self._n_asked_of = len(workers)
             kept = [worker for worker in self._members if worker in workers]
             others = [worker for worker in packed(workers) if worker not in kept]
             self._members = workers if n is None else [*kept, *others][:n]
             self._crew_of = set(workers)
         return self._members
 
-    def stuck_workers(self, addresses: Sequence[str], tasks: Sequence[Handle]) -> list[str]:
+    def stuck_check(
+        self, addresses: Sequence[str], tasks: Sequence[Handle]
+    ) -> Callable[[], None]:
+        """What raises `RoundFailed` when a worker has been paused for half the patience.
+
+        Only of workers with some of the tasks not begun.
+        """
+        began, patience = time.monotonic(), self.patience / 2
+        stuck_since: dict[str, float] = {}
+
+        def raise_if_stuck() -> None:
+            now = time.monotonic()
+            if now - began < patience:
+                return
+            stuck = self._stuck_workers(addresses, tasks)
+            for worker in set(stuck_since) - set(stuck):
+                del stuck_since[worker]
+            for worker in stuck:
+                if now - stuck_since.setdefault(worker, now) > patience:
+                    raise RoundFailed(
+                        f"worker {worker} has been paused for {patience:g} s: its memory is "
+                        "nearly full, and it starts no task. Give the workers more "
+                        "memory (memory_limit=), use more of them, or smaller blocks"
+                    )
+
+        return raise_if_stuck
+
+    def _stuck_workers(self, addresses: Sequence[str], tasks: Sequence[Handle]) -> list[str]:
         """Workers that are paused, with some of the tasks not begun."""
         known = self._workers_now()
         paused = [a for a in addresses if known.get(a, {}).get("status") == "paused"]

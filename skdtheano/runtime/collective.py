@@ -21,6 +21,10 @@ class Collective(Protocol):
     """
 
     @property
+    def rank(self) -> int:
+        """Which of them this is, from 0."""
+
+    @property
     def n_ranks(self) -> int:
         """How many there are."""
 
@@ -71,6 +75,7 @@ class Collective(Protocol):
 class Solo:
     """One process: every sum is what it was given."""
 
+    rank = 0
     n_ranks = 1
     n_vectors = 1
 

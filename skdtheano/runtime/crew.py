@@ -17,12 +17,10 @@ from itertools import pairwise
 from typing import Any
 
 import dask
-from distributed.scheduler import KilledWorker
 
 from skdtheano.runtime.cluster import ClusterSite
-from skdtheano.runtime.failures import RoundFailed, ValueLost
+from skdtheano.runtime.failures import RoundFailed, SchedulerLost, WorkersLost
 from skdtheano.runtime.hosts import may_share
-from skdtheano.runtime.mailbox import RoundAborted
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.steps import StepSettings
 from skdtheano.runtime.tasks import Seat, timed_steps
@@ -42,6 +40,10 @@ _FLOPS_PER_SECOND, _STEP_SECONDS = 2e10, 1.5e-4
 _MOST_STEPS = 200
 #: Above so many a step, nothing is timed: then products are all that counts.
 _MOST_FLOPS = 2e10
+
+#: Share of a worker's memory that the made-up rows of a trial may take, with what is computed
+#: of them.
+_SHARE_OF_TRIAL = 0.25
 
 #: Share of the workers' memory that rows may take where fewer are to hold them.
 _SHARE_OF_MEMORY = 0.5
@@ -71,6 +73,10 @@ class Trial:
         """Of the products of a step: forward, for the weights, and backward to the layer."""
         first, *others = [a * b for a, b in pairwise(self.model.layout.units)]
         return 2.0 * n_rows * (2 * first + 3 * sum(others))
+
+    def n_bytes(self, n_rows: int) -> int:
+        """Of made-up rows, their minibatch, and each layer's values and slopes."""
+        return 8 * n_rows * 2 * sum(self.model.layout.units)
 
 
 def asked_for() -> int | str:
@@ -117,10 +123,10 @@ def crew_size(site: ClusterSite, trial: Trial, n_bytes: int) -> int | None:
         logger.info("All %d workers take part, by the size of the network or the rows.", n)
         return None
     began = time.perf_counter()
-    times = _times(site, trial, workers)
+    times = _times(site, trial, workers, _sizes(site, trial, workers, least))
     if times is None:
         return None
-    size = max(best_of(times), least)
+    size = best_of(times)
     logger.info(
         "%d of %d workers take part in each step of %d rows (tried in %.2f s: %s). "
         "dask.config.set({%r: 'all'}), or a number, decides otherwise.",
@@ -156,25 +162,47 @@ def _least_for_memory(site: ClusterSite, workers: Sequence[str], n_bytes: int) -
     return len(workers)
 
 
-def _times(site: ClusterSite, trial: Trial, workers: Sequence[str]) -> dict[int, float] | None:
-    """Seconds of a step by number of workers; None if a worker went meanwhile."""
+def _sizes(
+    site: ClusterSite, trial: Trial, workers: Sequence[str], least: int
+) -> tuple[int, ...]:
+    """How many workers to try: `least`, then twice as many and so on, then all.
+
+    Fewer than can hold a trial's own rows are not tried.
+    """
+    n = len(workers)
+    doubled = [least * 2**i for i in range(n.bit_length()) if least * 2**i < n]
+    limits = site.memory_limits()
+    room = _SHARE_OF_TRIAL * min(limits.get(worker, 0) or math.inf for worker in workers)
+    return tuple(
+        k for k in [*doubled, n] if k == n or trial.n_bytes(-(-trial.batch_size // k)) <= room
+    )
+
+
+def _times(
+    site: ClusterSite, trial: Trial, workers: Sequence[str], sizes: tuple[int, ...]
+) -> dict[int, float] | None:
+    """Seconds of a step by number of workers; None if they cannot be told."""
+    if len(sizes) == 1:
+        logger.info("All %d workers take part, by the rows of a step.", len(workers))
+        return None
     settings = replace(trial.settings, epoch=0, may_diverge=True)
     trial = replace(trial, settings=settings)
     # Of the optimizer its rule counts, which is in the model's spec, and not its numbers.
     cluster = site.client.scheduler_info(n_workers=0)["id"]
-    key = (cluster, tuple(workers), trial.model, trial.batch_size, may_share())
+    key = (cluster, tuple(workers), trial.model, trial.batch_size, may_share(), sizes)
     with _lock:
         if key in _known:
             _known.move_to_end(key)
             return _known[key]
-    sizes = [2**i for i in range(len(workers).bit_length()) if 2**i < len(workers)]
     times: dict[int, float] = {}
     try:
-        for size in [*sizes, len(workers)]:
+        for size in sizes:
             times[size] = _timed(site, trial, workers[:size])
             if times[size] > 2 * min(times.values()):
                 break  # with still more it would be no better
-    except (RoundAborted, RoundFailed, ValueLost, KilledWorker) as error:
+    except (SchedulerLost, WorkersLost):
+        raise
+    except Exception as error:  # a fit may do what a trial cannot: it goes on
         logger.info("All %d workers take part: a trial failed (%s).", len(workers), error)
         return None
     with _lock:
@@ -204,9 +232,12 @@ def _timed(site: ClusterSite, trial: Trial, workers: Sequence[str]) -> float:
         for rank, worker in enumerate(workers)
     ]
 
+    raise_if_stuck = site.stuck_check(workers, tasks)
+
     def check(now: list[str]) -> None:
         if lost := sorted(set(workers) - set(now)):
             raise RoundFailed(f"lost worker {', '.join(lost)}")
+        raise_if_stuck()
 
     try:
         times = site.get(tasks, check)

@@ -44,19 +44,18 @@ def run_local_epoch(
     Returns
     -------
     float
-        As `run_epoch`: each rank's losses before its steps.
+        As `run_epoch`: each rank's losses before its steps, penalised at the last average.
 
     References
     ----------
     Stich, "Local SGD converges fast and communicates little", ICLR 2019; Douillard et al.,
     "DiLoCo: distributed low-communication training of language models", 2023.
     """
-    average = _Average(workspace, state, settings, collective)
-    theta, *slots = average.own
+    own = workspace.private(state)
+    theta, *slots = own.vectors
+    parameters, gradient, out = own.parameters, own.gradient, own.out
+    average = _Average(workspace, theta, settings, collective)
     layout, program, optimizer = workspace.layout, workspace.program, settings.optimizer
-    parameters = layout.views(theta)
-    gradient = np.zeros_like(theta)
-    out = layout.views(gradient)
     # Of its rows alone a rank's mean is over fewer: so much weaker is its penalty.
     alpha = settings.alpha / collective.n_ranks
     total, since = 0.0, 0
@@ -89,18 +88,19 @@ class _Average:
     def __init__(
         self,
         workspace: Workspace,
-        state: TrainState,
+        theta: np.ndarray,
         settings: StepSettings,
         collective: Collective,
     ) -> None:
         self._settings, self._collective = settings, collective
         self._workspace = workspace
         self._n_coefs = workspace.layout.n_coefs
-        self.own = [state.theta.copy(), *(slot.copy() for slot in state.slots)]
-        n, dtype = len(state.theta), state.theta.dtype
+        self._theta = theta
+        n, dtype = len(theta), theta.dtype
         *self._rooms, self._result = workspace.rooms(3, collective)
         self._share = collective.share(n, dtype)
-        self._before = state.theta[self._share].copy()
+        self._before = theta[self._share].copy()
+        self._squares = self._squares_now()
         self._velocity = np.zeros_like(self._before)
         self._epoch_weight = 0.0
         self.loss = self.weight = 0.0
@@ -109,9 +109,11 @@ class _Average:
 
     def take(self, number: int, n_steps: int) -> float:
         """Go on from the average; return the loss of the steps since, times their rows."""
-        scalars = (self.loss, self.weight, float(self.bad is not None))
+        # The squares are one rank's, for all: see `run_epoch`.
+        squares = self._squares if self._collective.rank == 0 else 0.0
+        scalars = (self.loss, self.weight, float(self.bad is not None), squares)
         self._epoch_weight += self.weight
-        (loss, weight, n_bad), mean = self._sum(scalars, self.own[0], self.weight)
+        (loss, weight, n_bad, squares), mean = self._sum(scalars, self._theta, self.weight)
         if n_bad:
             raise NotFinite("gradient", self._settings.epoch, number, self.bad or [])
         if weight == 0:
@@ -128,13 +130,17 @@ class _Average:
             self._velocity = momentum * self._velocity + change
             mean = self._before - _OUTER_STEP * (change + momentum * self._velocity)
         self._before = mean.copy()
-        self._fill(self.own[0], mean)
-        coefs = self.own[0][: self._n_coefs]
-        penalty = 0.5 * self._settings.alpha * float(coefs @ coefs) * n_steps
+        self._fill(self._theta, mean)
+        penalty = 0.5 * self._settings.alpha * squares * n_steps
         total = self.n_rows * (loss + penalty) / weight
+        self._squares = self._squares_now()
         self.loss = self.weight = 0.0
         self.n_rows = 0
         return total
+
+    def _squares_now(self) -> float:
+        coefs = self._theta[: self._n_coefs]
+        return float(coefs @ coefs)
 
     def of(self, vector: np.ndarray) -> np.ndarray:
         """A vector's average over the ranks, by the weights of their rows of the epoch."""

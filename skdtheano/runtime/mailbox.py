@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from distributed import Worker, WorkerPlugin
 
+#: A worker's answer to a ping for a round that it has left.
+ENDED = "ended"
+
 #: Rounds that a worker remembers after their end, or before their task has begun.
 _MAX_REMEMBERED = 1000
 
@@ -123,10 +126,10 @@ class ExchangePlugin(WorkerPlugin):
         step: int,
         source: int,
         scalars: list[float],
-        vector: np.ndarray | bytes,
+        vector: np.ndarray | bytes | memoryview,
         dtype: str = "<f8",
     ) -> None:
-        if isinstance(vector, bytes):
+        if not isinstance(vector, np.ndarray):  # bytes; as they were within one process
             vector = np.frombuffer(vector, dtype)
         with self._lock:
             if round_id in self._ended:
@@ -150,8 +153,9 @@ class ExchangePlugin(WorkerPlugin):
         self._ended[round_id] = reason
         _keep_newest(self._ended)
 
-    def ping(self) -> str:
-        return "alive"
+    def ping(self, round_id: str) -> str:
+        """Whether this worker is still to be expected in a round."""
+        return ENDED if round_id in self._ended else "alive"
 
 
 def _keep_newest(rounds: OrderedDict[str, Any]) -> None:

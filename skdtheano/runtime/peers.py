@@ -66,7 +66,7 @@ class Peers:
         self._may_share = shared_memory
         self._others = [other for other in range(self.n_ranks) if other != rank]
         mailbox = plugin.open(round_id)
-        self._watch = Watch(plugin.worker, mailbox, addresses, deadline, task_key)
+        self._watch = Watch(plugin.worker, mailbox, addresses, deadline, task_key, round_id)
         self._comms = self._watch.comms
         self._comms_wire = CommsWire(self._watch, round_id, rank)
         self._shared_wire: SharedWire | None = None

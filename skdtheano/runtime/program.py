@@ -212,8 +212,15 @@ class Program:
         return known[1]
 
     def _run(
-        self, piece: Piece, inputs: Sequence[np.ndarray], out: Sequence[np.ndarray]
+        self,
+        piece: Piece,
+        inputs: Sequence[np.ndarray],
+        out: Sequence[np.ndarray],
+        is_repeated: bool,
     ) -> None:
+        if not is_repeated:
+            piece.bind(inputs, out)()
+            return
         things = (piece, *inputs, *out)
         key = tuple(map(id, things))
         self._bound(things, key, piece.generation, lambda: piece.bind(inputs, out))()
@@ -225,6 +232,7 @@ class Program:
         targets: np.ndarray,
         weights: np.ndarray,
         out: list[np.ndarray],
+        is_repeated: bool = True,
     ) -> float:
         """Loss sum of a block; its gradient sums are written into `out`.
 
@@ -237,16 +245,19 @@ class Program:
         weights : ndarray of shape (n,)
         out : list of ndarray
             Shaped as `parameters`.
+        is_repeated : bool
+            Whether the same arrays will come again: then they are kept, and bound once.
         """
         piece = self._sums or self._sums_piece()
         if self.spec.network.sparse:
             product = self._product(rows, parameters[0])
             slope = self._room("slope", product.shape)
             inputs = [product, targets, weights, *parameters[1:]]
-            self._run(piece, inputs, [self._loss, slope, *out[1:]])
+            self._run(piece, inputs, [self._loss, slope, *out[1:]], is_repeated)
             out[0][...] = rows.T @ slope
         else:
-            self._run(piece, [rows, targets, weights, *parameters], [self._loss, *out])
+            inputs = [rows, targets, weights, *parameters]
+            self._run(piece, inputs, [self._loss, *out], is_repeated)
         return float(self._loss)
 
     def _sums_piece(self) -> Piece:

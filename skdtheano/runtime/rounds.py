@@ -115,7 +115,7 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
         course = course.silent_copy()  # which is smaller, too
         first = course.settings().epoch
 
-        def attempt() -> list[float]:
+        def attempt(epochs: Sequence[Epoch] = epochs) -> list[float]:
             if not self._shares.are_current() or _any_lost(self._copies):
                 self._regroup()  # workers that have joined take their share
             return self._run_round(epochs, course)
@@ -129,7 +129,7 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
                 raise
             # The epochs before it are to be kept: run again, they end before it.
             self._error = error
-            return self._retried(what, lambda: self._run_round(epochs[:n_before], course))
+            return self._retried(what, lambda: attempt(epochs[:n_before]))
 
     def _retried(self, what: str, attempt: Callable[[], Result]) -> Result:
         causes: list[str] = []
@@ -210,9 +210,8 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
 
     def _check(self, tasks: Sequence[Handle]) -> Check:
         """What to look at while waiting for tasks of the workers that hold rows."""
-        began, patience = time.monotonic(), self._site.patience / 2
         copies = list(self._copies)
-        stuck_since: dict[str, float] = {}
+        raise_if_stuck = self._site.stuck_check(self._shares.workers, tasks)
 
         def check(workers: list[str]) -> None:
             lost = sorted(set(self._shares.workers) - set(workers))
@@ -225,19 +224,7 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
             if any(not isinstance(error, NotFinite) for error in errors):
                 # The others were told by their peer; those that cannot hear are cancelled.
                 self._raise_failures(tasks)
-            now = time.monotonic()
-            if now - began < patience:
-                return
-            stuck = self._site.stuck_workers(self._shares.workers, tasks)
-            for worker in set(stuck_since) - set(stuck):
-                del stuck_since[worker]
-            for worker in stuck:
-                if now - stuck_since.setdefault(worker, now) > patience:
-                    raise RoundFailed(
-                        f"worker {worker} has been paused for {patience:g} s: its memory is "
-                        "nearly full, and it starts no task. Give the workers more "
-                        "memory (memory_limit=), use more of them, or smaller blocks"
-                    )
+            raise_if_stuck()
 
         return check
 

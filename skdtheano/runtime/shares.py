@@ -21,8 +21,8 @@ _MOST_OF_MEMORY = 0.8
 class Shares:
     """The blocks of one fit, each on one of the workers that are there now.
 
-    Where tasks read their blocks one by one, these are moved before; else dask moves what a
-    task is given.
+    Blocks are moved before they are needed, and each once: what dask moves for a task is a
+    copy, which it may drop between two tasks, and move again.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class Shares:
     def share_out(self) -> None:
         """Choose each block's worker among those that are there now, and number these.
 
-        Moves blocks that are read one by one to their workers.
+        Moves the blocks to their workers.
 
         A block stays where it lies unless that worker would hold too much, or takes no task.
         """
@@ -95,9 +95,7 @@ class Shares:
             owner if owner in known else holder
             for owner, holder in zip_longest(self._owners, holders)
         ]
-        owners = self._choose(self._lengths, stays, known)
-        if self.one_by_one:
-            owners = self._moved(holders, owners, known)
+        owners = self._moved(holders, self._choose(self._lengths, stays, known), known)
         self._owners = owners
         # Sums are added in this order: that of the blocks, not of addresses.
         self.workers = list(dict.fromkeys(owners))
@@ -142,7 +140,7 @@ class Shares:
     def _moved(
         self, holders: Sequence[str | None], owners: Sequence[str], known: Sequence[str]
     ) -> list[str]:
-        """Move blocks to their owners before they are read; return where they are then."""
+        """Move blocks to their owners; return where they are then."""
         for i, (holder, owner) in enumerate(zip(holders, owners, strict=True)):
             if holder != owner:
                 self._blocks[i] = self.site.submit(

@@ -102,6 +102,16 @@ class LossSums:
         return loss, (self.gradient + penalty * theta) / self.weight
 
 
+@dataclass(frozen=True)
+class Private:
+    """Parameters and the optimizer's slots in `vectors`, a gradient, and the parts of both."""
+
+    vectors: list[np.ndarray]
+    parameters: list[np.ndarray]
+    gradient: np.ndarray
+    out: list[np.ndarray]
+
+
 class Workspace:
     """What the steps of one process compute with, kept from epoch to epoch.
 
@@ -123,6 +133,7 @@ class Workspace:
         self._theta: np.ndarray | None = None
         self._turn = 0
         self._rooms: list[np.ndarray] = []
+        self._private: Private | None = None
 
     def gradient(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """A vector for the next gradient, and its parts.
@@ -130,6 +141,17 @@ class Workspace:
         In turn, across epochs too: others may still read the last one.
         """
         return self.gradients[self.turn() % len(self.gradients)]
+
+    def private(self, state: TrainState) -> "Private":
+        """A state's values in vectors that no other rank reads: the same ones each time."""
+        given = [state.theta, *state.slots]
+        if self._private is None:
+            gradient, *own = [np.empty_like(vector) for vector in [state.theta, *given]]
+            views = self.layout.views
+            self._private = Private(own, views(own[0]), gradient, views(gradient))
+        for vector, value in zip(self._private.vectors, given, strict=True):
+            np.copyto(vector, value)
+        return self._private
 
     def turn(self) -> int:
         """0 and 1 in turn."""
@@ -203,7 +225,11 @@ def run_epoch(
             vector[...] = 0
             loss = 0.0
         is_bad = not settings.may_diverge and not is_finite(vector)
-        (loss, weight, n_bad), gradient = collective.sum((loss, weight, is_bad), vector)
+        # One rank's, for all: BLAS rounds by threads and processor, and ranks that went by
+        # losses with other bits could end at other epochs.
+        squares = float(coefs @ coefs) if collective.rank == 0 else 0.0
+        scalars = (loss, weight, is_bad, squares)
+        (loss, weight, n_bad, squares), gradient = collective.sum(scalars, vector)
         if weight == 0:
             raise ValueError(
                 f"The sample_weight of the {size} rows of minibatch {number} of epoch "
@@ -214,12 +240,12 @@ def run_epoch(
             what = "gradient" if n_bad else "loss"
             held_it = not_finite(workspace, rows, state.theta)
             raise NotFinite(what, settings.epoch, number, held_it)
-        total += size * (loss / weight + 0.5 * settings.alpha * float(coefs @ coefs) / weight)
+        total += size * (loss / weight + 0.5 * settings.alpha * squares / weight)
         state.step += 1
         step_size = optimizer.step_size(settings.learning_rate, state.step)
-        scalars = (weight, step_size, *optimizer.scalars())
+        numbers = (weight, step_size, *optimizer.scalars())
         program.update(
-            (theta, gradient, *slots), workspace.n_penalised, settings.alpha, scalars
+            (theta, gradient, *slots), workspace.n_penalised, settings.alpha, numbers
         )
         collective.complete((), state.theta)
     for slot in state.slots:
@@ -241,7 +267,7 @@ def not_finite(workspace: Workspace, rows: np.ndarray, theta: np.ndarray) -> lis
     found = []
     for number, batch in workspace.room.blocks.by_block(rows):
         loss = workspace.program.sums(
-            parameters, batch.rows, batch.targets, batch.weights, out
+            parameters, batch.rows, batch.targets, batch.weights, out, is_repeated=False
         )
         if not (math.isfinite(loss) and is_finite(part)):
             found.append(number)
@@ -265,7 +291,9 @@ def loss_sums(
     loss = weight = 0.0
     for batch in blocks.pieces(None, _rows_at_once(layout, theta)):
         if batch.rows.shape[0]:
-            loss += program.sums(parameters, batch.rows, batch.targets, batch.weights, out)
+            loss += program.sums(
+                parameters, batch.rows, batch.targets, batch.weights, out, is_repeated=False
+            )
             weight += float(batch.weights.sum(dtype=np.float64))
             gradient += part
     return LossSums(loss, weight, gradient)

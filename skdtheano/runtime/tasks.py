@@ -214,7 +214,9 @@ def timed_steps(
     """Seconds of a step on made-up rows, of which each rank has `n_rows`: the least of 3."""
     rng = np.random.default_rng(0)
     layout, dtype = model.layout, model.dtype
-    rows = rng.random((n_rows, layout.units[0])).astype(model.spec.network.row_dtype)
+    row_dtype = np.dtype(model.spec.network.row_dtype)
+    wide = row_dtype if row_dtype.kind == "f" else np.dtype(np.float64)
+    rows = rng.random((n_rows, layout.units[0]), wide).astype(row_dtype, copy=False)
     targets = rng.random((n_rows, layout.units[-1])).astype(dtype)
     theta = rng.uniform(-0.1, 0.1, layout.n_parameters).astype(dtype)
     n_slots = settings.optimizer.n_slots

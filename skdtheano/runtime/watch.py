@@ -9,7 +9,7 @@ from typing import Any
 from distributed import Worker
 from distributed.comm.core import Comm
 
-from skdtheano.runtime.mailbox import Mailbox, PeerLost, RoundAborted
+from skdtheano.runtime.mailbox import ENDED, Mailbox, PeerLost, RoundAborted
 
 #: A waiting rank looks this often (seconds) whether the others and its caller are there.
 WATCH_SECONDS = 0.5
@@ -30,6 +30,7 @@ class Watch:
         Seconds for which a worker may be silent and its event loop answer no ping.
     task_key : str
         Key of the task; when dask cancels it, the round ends.
+    round_id : str
 
     Attributes
     ----------
@@ -44,11 +45,12 @@ class Watch:
         addresses: list[str],
         deadline: float,
         task_key: str,
+        round_id: str,
     ) -> None:
         self.worker, self.mailbox = worker, mailbox
         self.addresses, self.deadline = addresses, deadline
         self.comms: dict[int, Comm] = {}
-        self._task_key = task_key
+        self._task_key, self._round_id = task_key, round_id
 
     def check(self) -> None:
         """Raise if the round has failed elsewhere, or nobody wants it any more."""
@@ -64,11 +66,14 @@ class Watch:
             if comm is not None and comm.closed():
                 raise PeerLost(f"worker {self.addresses[rank]} closed its connection")
 
-    async def ping(self, address: str) -> None:
+    async def ping(self, address: str) -> str:
+        """What a worker says of the round, from its event loop."""
         comm = await self.worker.rpc.connect(address)
         try:
-            await comm.write({"op": "skdtheano_ping", "reply": True})
-            await comm.read()
+            await comm.write(
+                {"op": "skdtheano_ping", "reply": True, "round_id": self._round_id}
+            )
+            return str(await comm.read())
         except BaseException:
             comm.abort()
             raise
@@ -125,8 +130,12 @@ class Vigil:
         for rank, (pong, since) in list(self._pings.items()):
             # A slow worker answers from its event loop; a dead or frozen one does not.
             if pong.done() and pong.exception() is None:
-                del self._pings[rank]
-                self._silent_since = now
+                if pong.result() != ENDED:
+                    del self._pings[rank]
+                    self._silent_since = now
+                # What it sent before it left may still be on its way.
+                elif rank in missing and now - since > watch.deadline:
+                    raise PeerLost(f"worker {watch.addresses[rank]} has left the round")
             elif rank in missing and pong.done():
                 raise PeerLost(
                     f"worker {watch.addresses[rank]} cannot be reached ({pong.exception()!r})"

@@ -105,7 +105,8 @@ class _Trapped:
         self.n_sums += 1
         if self.n_sums == self.at and self.spring(self.peers):
             vector[0] = np.nan
-            scalars = (*scalars[:2], 1.0)  # a rank looks at its gradient before
+            # A rank looks at its gradient before.
+            scalars = (*scalars[:2], 1.0, *scalars[3:])
         return self.peers.sum(scalars, vector)
 
 
