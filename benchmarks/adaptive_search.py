@@ -119,7 +119,10 @@ def measured(name: str, rows: int | None) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
         LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=folder
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            local_directory=folder,
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -8,7 +8,6 @@ import gc
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +62,13 @@ def _derived(graph: Callable[[], Graph], name: str) -> Recipe:
 
 def _key(what: str) -> str | None:
     """All that a recipe depends on, or None where that cannot be told."""
-    sources = _digest_of_sources()
-    if sources is None:
+    if _SOURCES_READ is None:
         return None
-    return "\n".join(["recipe", VERSION, np.__version__, *engine.identity(), sources, what])
+    return "\n".join(
+        ["recipe", VERSION, np.__version__, *engine.identity(), _SOURCES_READ, what]
+    )
 
 
-@cache
 def _digest_of_sources() -> str | None:
     root = Path(__file__).parent
     digest = hashlib.sha256()
@@ -80,3 +79,7 @@ def _digest_of_sources() -> str | None:
     except OSError:
         return None
     return digest.hexdigest() if files else None
+
+
+#: With the imports: a file that is edited later is not what this process runs.
+_SOURCES_READ = _digest_of_sources()

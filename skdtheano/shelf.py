@@ -9,6 +9,7 @@ None of it is ever an error; what cannot be read is made again.
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from skdtheano import engine
@@ -30,13 +31,16 @@ def kept(key: str) -> bytes | None:
 def keep(key: str, content: bytes) -> None:
     """Write a file whole or not at all: others may read it meanwhile."""
     file = _file(key)
-    try:
+    with suppress(OSError):  # a full disk, or a directory of others
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as draft:
-            draft.write(_seal(key, content) + b"\n" + content)
-        os.replace(draft.name, file)
-    except OSError:  # a full disk, or a directory of others
-        pass
+            try:
+                draft.write(_seal(key, content) + b"\n" + content)
+                draft.flush()
+                os.replace(draft.name, file)
+            except BaseException:
+                os.unlink(draft.name)
+                raise
 
 
 def _file(key: str) -> Path:

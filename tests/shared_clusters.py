@@ -2,7 +2,8 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import dask
 import pytest
@@ -97,12 +98,15 @@ def an_epoch_a_round() -> Iterator[None]:
         yield
 
 
-def forgets_all_tasks(cluster: LocalCluster) -> bool:
-    """Whether the scheduler has no task any more, soon: clients tell it a little later."""
+def forgets_all_tasks(cluster: LocalCluster, but: Collection[Any] = ()) -> bool:
+    """Whether the scheduler has no task any more, soon: clients tell it a little later.
+
+    `but` are keys of tasks that were there before, of other tests on a shared cluster.
+    """
     forgotten = threading.Event()
 
     def look() -> None:
-        if cluster.scheduler.tasks:
+        if set(cluster.scheduler.tasks) - set(but):
             cluster.scheduler.loop.call_later(0.05, look)
         else:
             forgotten.set()

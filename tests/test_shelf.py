@@ -147,7 +147,7 @@ def test_nothing_is_shared_with_another_version(
         patched.setattr(engine, "identity", lambda: ["pytensor", "9.9.9"])
         assert derivations(shelved) == 1
     with monkeypatch.context() as patched:
-        patched.setattr(cookbook, "_digest_of_sources", lambda: "other sources")
+        patched.setattr(cookbook, "_SOURCES_READ", "other sources")
         assert derivations(shelved) == 1
     assert derivations(shelved) == 0
 
@@ -155,7 +155,7 @@ def test_nothing_is_shared_with_another_version(
 def test_sources_that_cannot_be_read_keep_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cookbook, "_digest_of_sources", lambda: None)
+    monkeypatch.setattr(cookbook, "_SOURCES_READ", None)
     assert derivations(shelved) == 1
     assert derivations(shelved) == 1
     assert not folder.exists()
