@@ -1,4 +1,4 @@
-"""Training on a dask cluster: one round of tasks per epoch, one task per worker with rows.
+"""Training on a dask cluster: rounds of some epochs each, with a task per worker with rows.
 
 The tasks of a round wait for each other, which dask does not schedule as a gang. So each
 secedes at once (it then holds no thread slot), waits only for workers that answer, and
