@@ -5,7 +5,7 @@ import operator
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -170,7 +170,10 @@ class DistributedPerceptron(BaseEstimator, ABC):
         anew = not hasattr(self, "coefs_") or not (self.warm_start or going_on)
         self._check_parameters(going_on)
         site = self._site(X, y, sample_weight)
-        with self._unchanged_by_failure(), outside_the_slots(), site:
+        # A fit in this process computes in its task's slot: without it, the next fit of a
+        # search would begin beside it.
+        slots = nullcontext() if isinstance(site, LocalSite) else outside_the_slots()
+        with self._unchanged_by_failure(), slots, site:
             self._train(X, y, sample_weight, site, anew, going_on)
         return self
 
