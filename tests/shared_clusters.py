@@ -40,16 +40,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(group))
 
 
-def clusters_by_size() -> Iterator[Callable[[int], LocalCluster]]:
+def clusters_by_size() -> Iterator[Callable[..., LocalCluster]]:
     """Clusters of worker processes by number of workers, started when asked for."""
-    started: dict[int, LocalCluster] = {}
+    started: dict[tuple[int, int], LocalCluster] = {}
 
-    def cluster(n_workers: int) -> LocalCluster:
-        if n_workers not in started or started[n_workers].status != Status.running:
-            started[n_workers] = LocalCluster(
-                n_workers=n_workers, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    def cluster(n_workers: int, n_threads: int = 1) -> LocalCluster:
+        size = n_workers, n_threads
+        if size not in started or started[size].status != Status.running:
+            started[size] = LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=n_threads,
+                dashboard_address="127.0.0.1:0",
             )
-        return started[n_workers]
+        return started[size]
 
     yield cluster
     for one in started.values():
@@ -57,18 +60,18 @@ def clusters_by_size() -> Iterator[Callable[[int], LocalCluster]]:
 
 
 @pytest.fixture(scope="session")
-def clusters() -> Iterator[Callable[[int], LocalCluster]]:
+def clusters() -> Iterator[Callable[..., LocalCluster]]:
     """Clusters by number of workers, each started once."""
     yield from clusters_by_size()
 
 
 @pytest.fixture
-def client_of(clusters: Callable[[int], LocalCluster]) -> Iterator[Callable[[int], Client]]:
+def client_of(clusters: Callable[..., LocalCluster]) -> Iterator[Callable[..., Client]]:
     """A client of a shared cluster of so many workers; it is the current client."""
     opened: list[Client] = []
 
-    def client(n_workers: int) -> Client:
-        opened.append(Client(clusters(n_workers)))
+    def client(n_workers: int, n_threads: int = 1) -> Client:
+        opened.append(Client(clusters(n_workers, n_threads)))
         return opened[-1]
 
     yield client

@@ -73,6 +73,22 @@ def test_the_quickstart_of_the_readme_runs(tmp_path: Path) -> None:
     assert "Probabilities, lazily: dask.array<" in printed
 
 
+def test_the_example_of_many_small_fits_runs(tmp_path: Path) -> None:
+    printed = run_script(ROOT / "examples" / "search_small.py", cwd=tmp_path)
+    assert "27 fits in" in printed and "Warning" not in printed
+    assert printed.count("'alpha'") == 9
+    [accuracy] = re.findall(r"accuracy ([\d.]+) on the rest", printed)
+    assert float(accuracy) > 0.95
+
+
+def test_the_example_of_searches_by_the_whole_cluster_runs(tmp_path: Path) -> None:
+    printed = run_script(ROOT / "examples" / "search_large.py", cwd=tmp_path)
+    assert "Grid: {'distributedmlpclassifier__learning_rate_init': 0.01}" in printed
+    assert "Hyperband: 49 candidates" in printed and "Warning" not in printed
+    scores = [float(score) for score in re.findall(r"on the rest: ([\d.]+)", printed)]
+    assert len(scores) == 2 and min(scores) > 0.85
+
+
 def test_links_of_the_documents_lead_somewhere() -> None:
     for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for link in re.findall(r"\]\(([^)#]+)", document.read_text()):
