@@ -121,9 +121,12 @@ def _run_epochs(runtime: Runtime, order: Order, course: Course, at_most: int) ->
 
     Whatever ends them early, it is as if the epochs that were not ended had not been drawn.
     """
-    losses = runtime.run_epochs(order.ahead(min(at_most, runtime.n_at_once())), course)
-    order.take(len(losses))
-    return losses
+    losses: list[float] = []
+    try:
+        losses = runtime.run_epochs(order.ahead(min(at_most, runtime.n_at_once())), course)
+        return losses
+    finally:
+        order.take(len(losses))
 
 
 def _score(runtime: Runtime, score_of: Callable[[ScoreSums], float]) -> float:

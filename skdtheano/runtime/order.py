@@ -174,7 +174,7 @@ class Order(Protocol):
     in_windows: bool
 
     def ahead(self, n_epochs: int) -> "Sequence[Epoch]":
-        """The orders of the next epochs; those that are run are then to be `take`\\ n."""
+        """The orders of the next epochs; `take` then says how many of them were run."""
 
     def take(self, n_epochs: int) -> None:
         """Go on to after so many of the epochs that were last seen `ahead`."""
@@ -233,31 +233,38 @@ class GlobalOrder:
         self.rng = rng
         self._rows = rows
         self._places = np.arange(len(rows))
-        #: What draws ahead, and after each epoch of it the places and its state.
-        self._scout = copy.deepcopy(rng) if shuffle else rng
-        self._seen: list[tuple[np.ndarray, Any]] = []
+        #: Who draws ahead; where it was before, and the places after each epoch.
+        self._scout = copy.deepcopy(rng) if shuffle and rng is _NUMPYS_OWN else rng
+        self._before: Any = None
+        self._seen: list[np.ndarray] = []
 
     def ahead(self, n_epochs: int) -> list[ListedEpoch]:
         if not self.shuffle:
             return [ListedEpoch(self._rows, self.batch_size)] * n_epochs
-        self._scout.set_state(self.rng.get_state(legacy=False))
+        self._before = self.rng.get_state(legacy=False)
+        if self._scout is not self.rng:
+            self._scout.set_state(self._before)
         self._seen = []
         places = self._places
         for _ in range(n_epochs):
             places = places[self._permutation(self._scout)]
-            self._seen.append((places, self._scout.get_state(legacy=False)))
-        return [ListedEpoch(self._rows[seen], self.batch_size) for seen, _ in self._seen]
+            self._seen.append(places)
+        return [ListedEpoch(self._rows[seen], self.batch_size) for seen in self._seen]
 
     def take(self, n_epochs: int) -> None:
-        if not self.shuffle or not n_epochs:
+        if not self.shuffle:
             return
-        self._places, state = self._seen[n_epochs - 1]
+        n_seen = len(self._seen)
+        if n_epochs:
+            self._places = self._seen[n_epochs - 1]
         self._seen = []
-        if self.rng is _NUMPYS_OWN:  # others may have drawn from it meanwhile
-            for _ in range(n_epochs):
-                self._permutation(self.rng)
-        else:
-            self.rng.set_state(state)
+        if self._scout is self.rng:
+            if n_epochs == n_seen:
+                return
+            self.rng.set_state(self._before)
+        # NumPy's own never goes back: others may have drawn from it meanwhile.
+        for _ in range(n_epochs):
+            self._permutation(self.rng)
 
     def _permutation(self, rng: np.random.RandomState) -> np.ndarray:
         permutation = np.arange(self.n_rows)
