@@ -3,7 +3,8 @@
 Where NumPy takes four calls for a layer's intercepts, its relu and the mask of its gradient,
 each of which reads and writes the whole layer, one loop that LLVM compiles takes one pass. It
 keeps in memory only what a later step reads. The bits are NumPy's: see `skdtheano.loops`; a
-sum over rows adds them one after another in both.
+sum over rows adds them one after another in both. Where matrices are stacked, of several
+models, the loop goes through these too.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,10 @@ import numpy as np
 from skdtheano.loops import INSTRUCTIONS, TYPES, bound_loop, compiled_loop, is_compiled
 from skdtheano.numpy_steps import AND, COLUMN_SUM, MASK, MASK_NOT, Call, Step
 
-#: How a loop's index goes into memory, by which axes of the matrix an operand has.
+#: How a loop's index goes into memory, by which axes of the matrix an operand has, and by
+#: whether there is one for each model.
 _INDEX = {(True, True): "%ij", (False, True): "%j", (True, False): "%i", (False, False): "0"}
+_STACKED = {"%ij": "%kij", "%j": "%kj", "%i": "%ki", "0": "%k"}
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,10 @@ def _end_of_run(bound: Sequence[Bound], start: int) -> int:
         if operation is COLUMN_SUM and place > start:
             is_last = one.step.inputs[0] == bound[place - 1].step.output
             # A single column NumPy sums by pairs.
-            return place + 1 if is_last and shape[1] > 1 else place
-        if operation not in _OPERATIONS or one.target.shape != shape or len(shape) != 2:
+            return place + 1 if is_last and shape[-1] > 1 else place
+        if operation not in _OPERATIONS or one.target.shape != shape:
+            return place
+        if len(shape) not in (2, 3):
             return place
     return len(bound)
 
@@ -90,6 +95,8 @@ class _Writer:
         self._pointers: list[np.ndarray] = []
         self._read: list[tuple[np.ndarray, str]] = []
         self._made: dict[int, str] = {}
+        *models, n, m = bound[0].target.shape
+        self._models, self._matrix = tuple(models), (n, m)
 
     def calls(self, may_compile: bool) -> list[Call] | None:
         try:
@@ -101,7 +108,8 @@ class _Writer:
         loop = compiled_loop(source)
         if loop is None:
             return None
-        return [*before, bound_loop(loop, self._pointers, self._bound[0].target.shape)]
+        lengths = [*self._matrix, *(self._models or [1])]
+        return [*before, bound_loop(loop, self._pointers, lengths)]
 
     def _source(self) -> tuple[str, list[Call]]:
         before: list[Call] = []
@@ -116,9 +124,10 @@ class _Writer:
                     raise _Unfit
                 value = self._operand(one, 0, place)
                 pointer = self._pointer(one.target)
+                index = self._index((False, True), one.target.shape[:-1])
                 before.append(partial(one.target.fill, 0))
                 ends += [
-                    f"%q{place} = getelementptr {kind}, ptr {pointer}, i64 %j",
+                    f"%q{place} = getelementptr {kind}, ptr {pointer}, i64 {index}",
                     f"%o{place} = load {kind}, ptr %q{place}",
                     f"%s{place} = fadd {kind} %o{place}, {value}",
                     f"store {kind} %s{place}, ptr %q{place}",
@@ -132,7 +141,8 @@ class _Writer:
                 if not one.target.flags.c_contiguous:
                     raise _Unfit
                 pointer = self._pointer(one.target)
-                ends.append(f"%q{place} = getelementptr {kind}, ptr {pointer}, i64 %ij")
+                index = self._index((True, True), self._models)
+                ends.append(f"%q{place} = getelementptr {kind}, ptr {pointer}, i64 {index}")
                 if one.target.dtype == bool:
                     ends.append(f"%b{place} = zext i1 {made} to i8")
                     made = f"%b{place}"
@@ -155,6 +165,12 @@ class _Writer:
         self._pointers.append(array)
         return f"%x{len(self._pointers) - 1}"
 
+    def _index(self, axes: tuple[bool, bool], models: tuple[int, ...]) -> str:
+        """Where an array is read or written; `models` are the axes in front of its matrix."""
+        if models not in ((), self._models):
+            raise _Unfit
+        return _STACKED[_INDEX[axes]] if models else _INDEX[axes]
+
     def _operand(self, one: Bound, k: int, place: int) -> str:
         made = self._made.get(one.step.inputs[k])
         if made is not None:
@@ -163,17 +179,14 @@ class _Writer:
         kind = self._kind(array)
         if kind == "i8":
             raise _Unfit
-        shape = (1, 1, *array.shape)[-2:]
+        *models, n, m = (1, 1, *array.shape)[-max(2, array.ndim) :]
         is_made_here = any(
             np.may_share_memory(array, other.target) for other in self._bound[:place]
         )
         if is_made_here or not array.flags.c_contiguous:  # the one: seen through a view
             raise _Unfit
-        axes = (shape[0] != 1, shape[1] != 1)
-        if axes == (True, True) or self._bound[0].target.shape == shape:
-            index = _INDEX[True, True]
-        else:
-            index = _INDEX[axes]
+        is_whole = (n, m) == self._matrix
+        index = self._index((is_whole or n != 1, is_whole or m != 1), tuple(models))
         pointer = self._pointer(array)
         name = f"%l{place}.{k}"
         self._lines += [
@@ -222,7 +235,7 @@ class _Writer:
                     raise _Unfit
             for array, index in self._read:
                 same_places = (
-                    index == "%ij"
+                    index in ("%ij", "%kij")
                     and target.ctypes.data == array.ctypes.data
                     and target.shape == array.shape
                     and target.itemsize == array.itemsize
@@ -234,19 +247,30 @@ class _Writer:
         arguments = ", ".join(f"ptr noalias %x{n}" for n in range(len(self._pointers)))
         return "\n".join(
             [
-                f"define void @loop({arguments}, i64 %n, i64 %m) {{",
+                f"define void @loop({arguments}, i64 %n, i64 %m, i64 %l) {{",
                 "start:",
                 "  %some.i = icmp sgt i64 %n, 0",
                 "  %some.j = icmp sgt i64 %m, 0",
-                "  %some = and i1 %some.i, %some.j",
-                "  br i1 %some, label %row, label %end",
+                "  %some.ij = and i1 %some.i, %some.j",
+                "  %some.k = icmp sgt i64 %l, 0",
+                "  %some = and i1 %some.ij, %some.k",
+                "  br i1 %some, label %model, label %end",
+                "model:",
+                "  %k = phi i64 [0, %start], [%next.k, %model.end]",
+                "  %kn = mul i64 %k, %n",
+                "  %km = mul i64 %k, %m",
+                "  br label %row",
                 "row:",
-                "  %i = phi i64 [0, %start], [%next.i, %row.end]",
+                "  %i = phi i64 [0, %model], [%next.i, %row.end]",
                 "  %first = mul i64 %i, %m",
+                "  %ki = add i64 %kn, %i",
+                "  %kfirst = mul i64 %ki, %m",
                 "  br label %entry",
                 "entry:",
                 "  %j = phi i64 [0, %row], [%next.j, %entry]",
                 "  %ij = add i64 %first, %j",
+                "  %kj = add i64 %km, %j",
+                "  %kij = add i64 %kfirst, %j",
                 *(f"  {line}" for line in [*self._lines, *ends]),
                 "  %next.j = add i64 %j, 1",
                 "  %more.j = icmp slt i64 %next.j, %m",
@@ -254,7 +278,11 @@ class _Writer:
                 "row.end:",
                 "  %next.i = add i64 %i, 1",
                 "  %more.i = icmp slt i64 %next.i, %n",
-                "  br i1 %more.i, label %row, label %end",
+                "  br i1 %more.i, label %row, label %model.end",
+                "model.end:",
+                "  %next.k = add i64 %k, 1",
+                "  %more.k = icmp slt i64 %next.k, %l",
+                "  br i1 %more.k, label %model, label %end",
                 "end:",
                 "  ret void",
                 "}",

@@ -62,14 +62,15 @@ def loop_source(
         Numbers of the graph's values. All are vectors of one length and dtype, but for the
         scalars.
     scalars : sequence of int
-        Inputs that are arrays of one entry.
+        Inputs that are arrays of one entry for each model.
     in_place : sequence of int
         The input that each output is written over.
 
     Returns
     -------
     str or None
-        Of a function ``loop`` of pointers to the inputs, and of the length.
+        Of a function ``loop`` of pointers to the inputs, of the length, and of how many
+        models there are: their vectors lie one after another.
     """
     dtypes = {step.dtype for step in numbers.steps if isinstance(step, Step)}
     kind = _FLOATS.get(dtypes.pop()) if len(dtypes) == 1 else None
@@ -97,20 +98,32 @@ def loop_source(
     written = zip(outputs, in_place, strict=True)
     lines = [
         f"declare {kind} @{_SQRTS[kind]}({kind})",
-        f"define void @loop({', '.join(f'ptr %x{n}' for n in inputs)}, i64 %n) {{",
+        f"define void @loop({', '.join(f'ptr %x{n}' for n in inputs)}, i64 %n, i64 %l) {{",
         "start:",
-        *(f"  %v{n} = load {kind}, ptr %x{n}" for n in inputs if n in scalars),
-        "  %some = icmp sgt i64 %n, 0",
-        "  br i1 %some, label %body, label %end",
+        "  %some.i = icmp sgt i64 %n, 0",
+        "  %some.k = icmp sgt i64 %l, 0",
+        "  %some = and i1 %some.i, %some.k",
+        "  br i1 %some, label %model, label %end",
+        "model:",
+        "  %k = phi i64 [0, %start], [%next.k, %model.end]",
+        "  %first = mul i64 %k, %n",
+        *(f"  %p{n} = getelementptr {kind}, ptr %x{n}, i64 %k" for n in inputs if n in scalars),
+        *(f"  %v{n} = load {kind}, ptr %p{n}" for n in inputs if n in scalars),
+        *(f"  %m{n} = getelementptr {kind}, ptr %x{n}, i64 %first" for n in vectors),
+        "  br label %body",
         "body:",
-        "  %i = phi i64 [0, %start], [%next, %body]",
-        *(f"  %p{n} = getelementptr {kind}, ptr %x{n}, i64 %i" for n in vectors),
+        "  %i = phi i64 [0, %model], [%next.i, %body]",
+        *(f"  %p{n} = getelementptr {kind}, ptr %m{n}, i64 %i" for n in vectors),
         *(f"  %v{n} = load {kind}, ptr %p{n}" for n in vectors),
         *(f"  {line}" for line in body),
         *(f"  store {kind} {names[made]}, ptr %p{to}" for made, to in written),
-        "  %next = add i64 %i, 1",
-        "  %more = icmp slt i64 %next, %n",
-        "  br i1 %more, label %body, label %end",
+        "  %next.i = add i64 %i, 1",
+        "  %more.i = icmp slt i64 %next.i, %n",
+        "  br i1 %more.i, label %body, label %model.end",
+        "model.end:",
+        "  %next.k = add i64 %k, 1",
+        "  %more.k = icmp slt i64 %next.k, %l",
+        "  br i1 %more.k, label %model, label %end",
         "end:",
         "  ret void",
         "}",
@@ -128,7 +141,7 @@ def is_compiled(source: str) -> bool:
 def compiled_loop(source: str) -> Loop | None:
     """Compile a loop, or load it; None where there is no LLVM.
 
-    It takes addresses and a length, which `bound_loop` knows, serves any number of threads,
+    It takes addresses and lengths, which `bound_loop` knows, serves any number of threads,
     and does not hold the interpreter: heartbeats go on meanwhile.
     """
     if not _is_available():

@@ -1,6 +1,11 @@
 """What each Op is in NumPy: a call that writes into an array that is there already.
 
 Behaviour per Op is a row of a table here; an Op without one is refused with its name.
+
+Some inputs may be *stacked*: of several models, one after another along an axis in front of
+those that the graph knows. Then all that depends on them is, and one call computes it for all
+models; the rest is computed once. NumPy takes the same operations in the same order for each
+model as for one alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -87,6 +92,7 @@ class Numbering:
     def __init__(self) -> None:
         self.steps: list[Step | View] = []
         self.constants: dict[int, np.ndarray] = {}
+        self.stacked: set[int] = set()
         self._numbers: dict[int, int] = {}
         self._kept: dict[tuple[int, str, bool], int] = {}
         self._n = 0
@@ -103,6 +109,18 @@ class Numbering:
             if value.constant is not None:
                 self.constants[number] = value.constant
         return number
+
+    def add(self, step: Step | View) -> None:
+        """Append a step; what it makes is stacked if anything that it reads is."""
+        is_view = isinstance(step, View)
+        inputs = (step.input,) if is_view else step.inputs
+        if not (is_view and step.of_shape) and not self.stacked.isdisjoint(inputs):
+            self.stacked.add(step.output)
+        self.steps.append(step)
+
+    def axes_in_front(self, value: Value) -> int:
+        """1 if a value is stacked, else 0."""
+        return int(self.of(value) in self.stacked)
 
     def typed(self, value: Value, dtype: str) -> int:
         """The number of a symbol, of a dtype if it is a constant.
@@ -123,7 +141,7 @@ class Numbering:
         if key not in self._kept:
             bits = f"int{8 * np.dtype(dtype).itemsize}"
             output = self._kept[key] = self.new()
-            self.steps.append(
+            self.add(
                 Step(
                     "mask",
                     (condition,),
@@ -199,7 +217,7 @@ def _append(
     operation: np.ufunc | str | None = None,
 ) -> None:
     [output] = node.outputs
-    numbers.steps.append(
+    numbers.add(
         Step(
             node.name,
             inputs,
@@ -272,7 +290,9 @@ def _is_constant(value: Value, number: float) -> bool:
 
 
 def _dimensions(node: Node, numbers: Numbering) -> bool:
-    order, drop = node.parameters["order"], node.parameters["drop"]
+    front = numbers.axes_in_front(node.inputs[0])
+    order = [*range(front), *(_moved(axis, front) for axis in node.parameters["order"])]
+    drop = [axis + front for axis in node.parameters["drop"]]
 
     def look(array: np.ndarray) -> np.ndarray:
         kept = [axis for axis in order if axis != "x"]
@@ -284,13 +304,18 @@ def _dimensions(node: Node, numbers: Numbering) -> bool:
     return _look(node, numbers, look)
 
 
+def _moved(axis: int | str, by: int) -> int | str:
+    return axis if isinstance(axis, str) else axis + by
+
+
 def _length(node: Node, numbers: Numbering) -> bool:
-    axis = node.parameters["axis"]
+    axis = node.parameters["axis"] + numbers.axes_in_front(node.inputs[0])
     return _look(node, numbers, lambda array: np.asarray(array.shape[axis]), True)
 
 
 def _lengths(node: Node, numbers: Numbering) -> bool:
-    return _look(node, numbers, lambda array: np.asarray(array.shape), True)
+    front = numbers.axes_in_front(node.inputs[0])
+    return _look(node, numbers, lambda array: np.asarray(array.shape[front:]), True)
 
 
 def _same(node: Node, numbers: Numbering) -> bool:
@@ -313,25 +338,43 @@ def _look(
     of_shape: bool = False,
 ) -> bool:
     output = numbers.of(node.outputs[0])
-    numbers.steps.append(View(numbers.of(node.inputs[0]), output, look, of_shape))
+    numbers.add(View(numbers.of(node.inputs[0]), output, look, of_shape))
     return True
 
 
 def _product(node: Node, numbers: Numbering) -> bool:
-    def shape(first: Shape, second: Shape) -> Shape:
-        return first[:-1] + second[1:]
+    fronts = [numbers.axes_in_front(value) for value in node.inputs]
+    of_matrices = all(value.ndim == 2 for value in node.inputs)
+
+    def shape(*given: Shape) -> Shape:
+        first, second = (one[front:] for one, front in zip(given, fronts, strict=True))
+        models = [one[:front] for one, front in zip(given, fronts, strict=True)]
+        return max(models) + first[:-1] + second[1:]
 
     def calls(
         arrays: Sequence[np.ndarray], out: np.ndarray, _: np.ndarray | None
     ) -> list[Call]:
-        return [partial(np.dot, *arrays, out=out)]
+        if not any(fronts):
+            return [partial(np.dot, *arrays, out=out)]
+        if of_matrices:  # a product for each model, by the same routine of BLAS
+            return [partial(np.matmul, *arrays, out=out)]
+        return [
+            partial(np.dot, *_of_model(arrays, fronts, k), out=out[k, ...])
+            for k in range(len(out))
+        ]
 
     [output] = node.outputs
     inputs = tuple(map(numbers.of, node.inputs))
-    numbers.steps.append(
+    numbers.add(
         Step(node.name, inputs, numbers.of(output), output.dtype, shape, calls)
     )
     return True
+
+
+def _of_model(
+    arrays: Sequence[np.ndarray], fronts: Sequence[int], k: int
+) -> list[np.ndarray]:
+    return [a[k] if front else a for a, front in zip(arrays, fronts, strict=True)]
 
 
 def _reduction(node: Node, numbers: Numbering) -> bool:
@@ -339,21 +382,25 @@ def _reduction(node: Node, numbers: Numbering) -> bool:
     ufunc = getattr(np, node.parameters["function"])
     ndim, given = node.inputs[0].ndim, node.parameters["axes"]
     given = range(ndim) if given is None else given
-    axes = tuple(axis % ndim for axis in given)
+    front = numbers.axes_in_front(node.inputs[0])
+    axes = tuple(axis % ndim + front for axis in given)
     dtype = output.dtype
 
     is_column_sum = (
-        ufunc is np.add and ndim == 2 and axes == (0,) and dtype == node.inputs[0].dtype
+        ufunc is np.add and ndim == 2 and axes == (front,) and dtype == node.inputs[0].dtype
     )
 
     def is_by_columns(given: Shape) -> bool:
-        return len(given) == 2 and axes == (1,) and given[1] <= _FEW_COLUMNS
+        return ndim == 2 and axes == (front + 1,) and given[-1] <= _FEW_COLUMNS
+
+    def columns_first(given: Sequence[int]) -> tuple[int, ...]:
+        return (given[-1], *given[:-1])
 
     def shape(given: Shape) -> Shape:
         return tuple(n for axis, n in enumerate(given) if axis not in axes)
 
     def scratch(given: Shape) -> tuple[str, Shape] | None:
-        return (dtype, given[::-1]) if is_by_columns(given) else None
+        return (dtype, columns_first(given)) if is_by_columns(given) else None
 
     def calls(
         arrays: Sequence[np.ndarray], out: np.ndarray, turned: np.ndarray | None
@@ -361,12 +408,12 @@ def _reduction(node: Node, numbers: Numbering) -> bool:
         if turned is None:
             return [partial(ufunc.reduce, arrays[0], axis=axes, dtype=dtype, out=out)]
         return [
-            partial(np.copyto, turned, arrays[0].T),
+            partial(np.copyto, turned, arrays[0].transpose(columns_first(range(ndim + front)))),
             partial(ufunc.reduce, turned, axis=0, out=out),
         ]
 
     inputs = (numbers.of(node.inputs[0]),)
-    numbers.steps.append(
+    numbers.add(
         Step(
             node.name,
             inputs,

@@ -47,6 +47,9 @@ class Routine:
     Parameters
     ----------
     recipe : Recipe
+    stacked : sequence of int
+        Places of the inputs that are of several models, along an axis in front of their
+        own. Outputs that depend on one have such an axis too.
 
     Raises
     ------
@@ -54,9 +57,10 @@ class Routine:
         If an Op of the graph is none that NumPy computes; names it.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, stacked: Sequence[int] = ()) -> None:
         self._numbers = numbers = Numbering()
         self._inputs = [numbers.of(value) for value in recipe.inputs]
+        numbers.stacked.update(self._inputs[place] for place in stacked)
         for node in recipe.nodes:
             add_node(node, numbers)
         self._outputs = [numbers.of(value) for value in recipe.outputs]

@@ -152,7 +152,7 @@ class TiledUpdate:
             penalty = np.full(1, strength, theta.dtype)
             _check_vectors((theta, gradient, *slots))
             arrays = (theta, gradient, penalty, weight_sum, *slots, *others)
-            calls.append(bound_loop(loop, arrays, [len(theta)]))
+            calls.append(bound_loop(loop, arrays, [len(theta), 1]))
 
         def run() -> None:
             for call in calls:
