@@ -16,10 +16,11 @@ import numpy as np
 from skdtheano.loops import INSTRUCTIONS, TYPES, bound_loop, compiled_loop, is_compiled
 from skdtheano.numpy_steps import AND, COLUMN_SUM, MASK, MASK_NOT, Call, Step
 
-#: How a loop's index goes into memory, by which axes of the matrix an operand has, and by
-#: whether there is one for each model.
+#: How a loop's index goes into memory, by which axes of the matrix an operand has; where
+#: there is one for each model, one after another; or where these are apart, as views are.
 _INDEX = {(True, True): "%ij", (False, True): "%j", (True, False): "%i", (False, False): "0"}
 _STACKED = {"%ij": "%kij", "%j": "%kj", "%i": "%ki", "0": "%k"}
+_APART = {"%ij": "%pij", "%j": "%pj", "%i": "%pi", "0": "%kp"}
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class _Writer:
         self._made: dict[int, str] = {}
         *models, n, m = bound[0].target.shape
         self._models, self._matrix = tuple(models), (n, m)
+        self._apart: int | None = None
 
     def calls(self, may_compile: bool) -> list[Call] | None:
         try:
@@ -108,7 +110,7 @@ class _Writer:
         loop = compiled_loop(source)
         if loop is None:
             return None
-        lengths = [*self._matrix, *(self._models or [1])]
+        lengths = [*self._matrix, *(self._models or [1]), self._apart or 0]
         return [*before, bound_loop(loop, self._pointers, lengths)]
 
     def _source(self) -> tuple[str, list[Call]]:
@@ -120,11 +122,9 @@ class _Writer:
             kind = self._kind(one.target)
             made = f"%v{place}"
             if one.step.operation is COLUMN_SUM:
-                if not one.target.flags.c_contiguous:
-                    raise _Unfit
                 value = self._operand(one, 0, place)
                 pointer = self._pointer(one.target)
-                index = self._index((False, True), one.target.shape[:-1])
+                index = self._index((False, True), one.target, 1)
                 before.append(partial(one.target.fill, 0))
                 ends += [
                     f"%q{place} = getelementptr {kind}, ptr {pointer}, i64 {index}",
@@ -138,10 +138,8 @@ class _Writer:
             self._compute(one, made, operands)
             self._made[one.step.output] = made
             if one.last_reader > last:
-                if not one.target.flags.c_contiguous:
-                    raise _Unfit
                 pointer = self._pointer(one.target)
-                index = self._index((True, True), self._models)
+                index = self._index((True, True), one.target, 2)
                 ends.append(f"%q{place} = getelementptr {kind}, ptr {pointer}, i64 {index}")
                 if one.target.dtype == bool:
                     ends.append(f"%b{place} = zext i1 {made} to i8")
@@ -165,11 +163,21 @@ class _Writer:
         self._pointers.append(array)
         return f"%x{len(self._pointers) - 1}"
 
-    def _index(self, axes: tuple[bool, bool], models: tuple[int, ...]) -> str:
-        """Where an array is read or written; `models` are the axes in front of its matrix."""
-        if models not in ((), self._models):
+    def _index(self, axes: tuple[bool, bool], array: np.ndarray, n_axes: int) -> str:
+        """Where an array is read or written; it has at most `n_axes` for one model."""
+        index, models = _INDEX[axes], array.shape[:-n_axes]
+        of_one = array[0] if models else array
+        if models not in ((), self._models) or not of_one.flags.c_contiguous:
             raise _Unfit
-        return _STACKED[_INDEX[axes]] if models else _INDEX[axes]
+        if not models or models == (1,):
+            return index
+        if array.strides[0] == of_one.nbytes:
+            return _STACKED[index]
+        apart = array.strides[0] // array.itemsize
+        if self._apart not in (None, apart) or array.strides[0] % array.itemsize:
+            raise _Unfit
+        self._apart = apart
+        return _APART[index]
 
     def _operand(self, one: Bound, k: int, place: int) -> str:
         made = self._made.get(one.step.inputs[k])
@@ -179,14 +187,14 @@ class _Writer:
         kind = self._kind(array)
         if kind == "i8":
             raise _Unfit
-        *models, n, m = (1, 1, *array.shape)[-max(2, array.ndim) :]
+        n, m = (1, 1, *array.shape)[-2:]
         is_made_here = any(
             np.may_share_memory(array, other.target) for other in self._bound[:place]
         )
-        if is_made_here or not array.flags.c_contiguous:  # the one: seen through a view
+        if is_made_here:  # and is seen through a view
             raise _Unfit
         is_whole = (n, m) == self._matrix
-        index = self._index((is_whole or n != 1, is_whole or m != 1), tuple(models))
+        index = self._index((is_whole or n != 1, is_whole or m != 1), array, 2)
         pointer = self._pointer(array)
         name = f"%l{place}.{k}"
         self._lines += [
@@ -235,9 +243,10 @@ class _Writer:
                     raise _Unfit
             for array, index in self._read:
                 same_places = (
-                    index in ("%ij", "%kij")
+                    index in ("%ij", "%kij", "%pij")
                     and target.ctypes.data == array.ctypes.data
                     and target.shape == array.shape
+                    and target.strides == array.strides
                     and target.itemsize == array.itemsize
                 )
                 if np.may_share_memory(target, array) and not same_places:
@@ -247,7 +256,7 @@ class _Writer:
         arguments = ", ".join(f"ptr noalias %x{n}" for n in range(len(self._pointers)))
         return "\n".join(
             [
-                f"define void @loop({arguments}, i64 %n, i64 %m, i64 %l) {{",
+                f"define void @loop({arguments}, i64 %n, i64 %m, i64 %l, i64 %p) {{",
                 "start:",
                 "  %some.i = icmp sgt i64 %n, 0",
                 "  %some.j = icmp sgt i64 %m, 0",
@@ -259,18 +268,23 @@ class _Writer:
                 "  %k = phi i64 [0, %start], [%next.k, %model.end]",
                 "  %kn = mul i64 %k, %n",
                 "  %km = mul i64 %k, %m",
+                "  %kp = mul i64 %k, %p",
                 "  br label %row",
                 "row:",
                 "  %i = phi i64 [0, %model], [%next.i, %row.end]",
                 "  %first = mul i64 %i, %m",
                 "  %ki = add i64 %kn, %i",
                 "  %kfirst = mul i64 %ki, %m",
+                "  %pi = add i64 %kp, %i",
+                "  %pfirst = add i64 %kp, %first",
                 "  br label %entry",
                 "entry:",
                 "  %j = phi i64 [0, %row], [%next.j, %entry]",
                 "  %ij = add i64 %first, %j",
                 "  %kj = add i64 %km, %j",
                 "  %kij = add i64 %kfirst, %j",
+                "  %pj = add i64 %kp, %j",
+                "  %pij = add i64 %pfirst, %j",
                 *(f"  {line}" for line in [*self._lines, *ends]),
                 "  %next.j = add i64 %j, 1",
                 "  %more.j = icmp slt i64 %next.j, %m",

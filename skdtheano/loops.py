@@ -69,8 +69,8 @@ def loop_source(
     Returns
     -------
     str or None
-        Of a function ``loop`` of pointers to the inputs, of the length, and of how many
-        models there are: their vectors lie one after another.
+        Of a function ``loop`` of pointers to the inputs, of the length, of how many models
+        there are, and of the entries from a vector of one model to that of the next.
     """
     dtypes = {step.dtype for step in numbers.steps if isinstance(step, Step)}
     kind = _FLOATS.get(dtypes.pop()) if len(dtypes) == 1 else None
@@ -98,7 +98,7 @@ def loop_source(
     written = zip(outputs, in_place, strict=True)
     lines = [
         f"declare {kind} @{_SQRTS[kind]}({kind})",
-        f"define void @loop({', '.join(f'ptr %x{n}' for n in inputs)}, i64 %n, i64 %l) {{",
+        f"define void @loop({', '.join(f'ptr %x{n}' for n in inputs)}, i64 %n, i64 %l, i64 %p) {{",
         "start:",
         "  %some.i = icmp sgt i64 %n, 0",
         "  %some.k = icmp sgt i64 %l, 0",
@@ -106,7 +106,7 @@ def loop_source(
         "  br i1 %some, label %model, label %end",
         "model:",
         "  %k = phi i64 [0, %start], [%next.k, %model.end]",
-        "  %first = mul i64 %k, %n",
+        "  %first = mul i64 %k, %p",
         *(f"  %p{n} = getelementptr {kind}, ptr %x{n}, i64 %k" for n in inputs if n in scalars),
         *(f"  %v{n} = load {kind}, ptr %p{n}" for n in inputs if n in scalars),
         *(f"  %m{n} = getelementptr {kind}, ptr %x{n}, i64 %first" for n in vectors),

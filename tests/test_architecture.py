@@ -46,6 +46,7 @@ MAY_IMPORT = {
         "skdtheano.cookbook",
         "skdtheano.engine",
         "skdtheano.graphs",
+        "skdtheano.recipe",
         "skdtheano.routine",
         "skdtheano.runtime.blocks",
         "skdtheano.runtime.update",

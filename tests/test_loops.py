@@ -51,11 +51,11 @@ def check(dtype: str = "float64") -> None:
     for n in (0, 1, 3, 1000):
         x, y, s = arrays(n, dtype)
         expected = np.sqrt(x * x + y) / s + x + y
-        loops.bound_loop(loop, [x, y, s], [n, 1])()
+        loops.bound_loop(loop, [x, y, s], [n, 1, 0])()
         assert_array_equal(x, expected)
         assert x.dtype == dtype
     x, y, s = np.ones((3, 5), dtype), np.zeros((3, 5), dtype), np.arange(1, 4).astype(dtype)
-    loops.bound_loop(loop, [x, y, s], [5, 3])()  # of three models
+    loops.bound_loop(loop, [x, y, s], [5, 3, 5])()  # of three models
     assert_array_equal(x, np.repeat((1 / s + 1)[:, None], 5, axis=1))
 
 

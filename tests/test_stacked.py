@@ -43,10 +43,10 @@ def test_stacked_models_have_the_bits_of_each_alone(case: tuple[str, Network]) -
 
 def check_sums(network: Network, recipe: Recipe, same_rows: bool, in_loops: bool) -> None:
     rng = np.random.RandomState(0)
-    shapes = [array.shape for array in LAYOUT.views(np.empty(LAYOUT.n_parameters))]
-    parameters = [rng.standard_normal((N_MODELS, *s)).astype(network.dtype) for s in shapes]
+    theta = rng.standard_normal((N_MODELS, LAYOUT.n_parameters)).astype(network.dtype)
+    parameters = LAYOUT.views(theta)
     parameters[0][:, :, 0] = parameters[3][:, 0] = 0  # scores that are 0
-    places = range(0 if not same_rows else 3, 3 + len(shapes))
+    places = range(0 if not same_rows else 3, 3 + len(parameters))
     stacked, single = Routine(recipe, places), Routine(recipe)
     stacked._loads = stacked._compiles = in_loops
     for n in (7, 1, 40):
@@ -55,7 +55,7 @@ def check_sums(network: Network, recipe: Recipe, same_rows: bool, in_loops: bool
         rows[..., n // 2, 1] = np.inf if n == 40 else -0.0
         targets, weights = rng.random((*models, n, 2)), rng.random((*models, n))
         data = [rows, targets.astype(network.dtype), weights.astype(network.dtype)]
-        out = [np.empty(N_MODELS, network.dtype), *map(np.empty_like, parameters)]
+        out = [np.empty(N_MODELS, network.dtype), *LAYOUT.views(np.empty_like(theta))]
         run = stacked.bind([*data, *parameters], out)
         with np.errstate(all="ignore"):
             run()

@@ -41,7 +41,7 @@ from skdtheano.runtime.crew import Trial, crew_size
 from skdtheano.runtime.failures import EndedEarly
 from skdtheano.runtime.local import LocalRuntime
 from skdtheano.runtime.model import Model
-from skdtheano.runtime.order import HeldOut
+from skdtheano.runtime.order import HeldOut, Order
 from skdtheano.runtime.parameters import Layout, TrainState
 from skdtheano.runtime.program import ProgramSpec, check_mode
 from skdtheano.runtime.rounds import ClusterRuntime
@@ -322,7 +322,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
         initial, n_before, best = state.theta, progress.n_iter, None
         if checkpoint is not None:
             state, best = checkpoint.resume(state, progress, order)
-        course = Course(self._schedule(optimizer), progress, order.n_rows)
+        course = self._course(optimizer, progress, order)
         with _runtime(data, model, state, best, held_out, order.in_windows) as runtime:
 
             def take_over(or_initial: bool) -> None:
@@ -330,8 +330,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
                 theta = initial if self.early_stopping and or_initial else final.theta
                 if self.early_stopping and (best := runtime.best()) is not None:
                     theta = best
-                self.coefs_, self.intercepts_ = model.layout.unpack(theta)
-                keep(self, progress, optimizer, final)
+                self._keep_learned(model, theta, progress, optimizer, final)
 
             try:
                 save = None if checkpoint is None else checkpoint.saver(runtime)
@@ -350,8 +349,20 @@ class DistributedPerceptron(BaseEstimator, ABC):
             # Without any finite score scikit-learn goes back to where a first fit began.
             take_over(or_initial=anew)
 
-    def _schedule(self, optimizer: OptimizerState) -> Schedule:
-        return Schedule(
+    def _keep_learned(
+        self,
+        model: Model,
+        theta: np.ndarray,
+        progress: Progress,
+        optimizer: OptimizerState,
+        final: TrainState,
+    ) -> None:
+        """Set the fitted attributes that training by steps has found."""
+        self.coefs_, self.intercepts_ = model.layout.unpack(theta)
+        keep(self, progress, optimizer, final)
+
+    def _course(self, optimizer: OptimizerState, progress: Progress, order: Order) -> Course:
+        schedule = Schedule(
             optimizer=optimizer.rule,
             learning_rate_init=optimizer.learning_rate_init,
             learning_rate=optimizer.schedule,
@@ -365,6 +376,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
             sync_every=self.sync_every,
             outer_momentum=self.outer_momentum,
         )
+        return Course(schedule, progress, order.n_rows)
 
     def _train_full_batch(self, data: TrainingData, model: Model, state: TrainState) -> None:
         limits = FullBatch(self.alpha, self.max_iter, self.max_fun, self.tol)

@@ -42,8 +42,15 @@ class Layout:
         return list(zip(starts, stops, shapes, strict=True))
 
     def views(self, vector: np.ndarray) -> list[np.ndarray]:
-        """Weight matrices, then intercepts, as views of a packed vector."""
-        return [vector[start:stop].reshape(shape) for start, stop, shape in self._cuts]
+        """Weight matrices, then intercepts, as views of a packed vector.
+
+        Of vectors of several models, one a row, the views are stacked too.
+        """
+        models = vector.shape[:-1]
+        return [
+            vector[..., start:stop].reshape(*models, *shape)
+            for start, stop, shape in self._cuts
+        ]
 
     def pack(self, arrays: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
         """Copy weight matrices, then intercepts, into a new packed vector.

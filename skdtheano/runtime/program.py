@@ -20,12 +20,16 @@ from skdtheano.cookbook import recipe_for
 from skdtheano.graphs.losses import block_graph
 from skdtheano.graphs.network import Network, network_graph
 from skdtheano.graphs.optimizers import update_graph
+from skdtheano.recipe import Recipe
 from skdtheano.routine import Routine
 from skdtheano.runtime.blocks import Rows
 from skdtheano.runtime.update import CompiledUpdate, TiledUpdate, Update
 
 #: The compile mode of `skdtheano.routine`: nothing to wait for, and nothing to allocate.
 NUMPY = "NUMPY"
+
+#: What `engine.compilations` tells of an optimizer's step.
+_UPDATE = "skdtheano-update"
 
 #: Of the values of one hidden layer.
 _LAYER_BYTES = 2**22
@@ -180,17 +184,20 @@ class Program:
         return piece
 
     def _piece(
-        self, key: tuple[Any, ...], graph: Callable[[], tuple[Sequence[Any], Sequence[Any]]]
+        self,
+        key: tuple[Any, ...],
+        graph: Callable[[], tuple[Sequence[Any], Sequence[Any]]],
+        stacked: Sequence[int] = (),
     ) -> Piece:
         mode = self.spec.mode
 
         def make() -> Piece:
             name = f"skdtheano-{key[0]}"
             if mode == NUMPY:
-                return Routine(recipe_for(repr(key), graph, name))
+                return Routine(recipe_for(repr(key), graph, name), stacked)
             return _Compiled(engine.compile_function(*graph(), mode, name))
 
-        piece: Piece = self._leased((*key, mode), make)
+        piece: Piece = self._leased((*key, mode, *stacked), make)
         return piece
 
     def _bound(
@@ -260,14 +267,14 @@ class Program:
             self._run(piece, inputs, [self._loss, *out], is_repeated)
         return float(self._loss)
 
-    def _sums_piece(self) -> Piece:
+    def _sums_piece(self, stacked: Sequence[int] = ()) -> Piece:
         spec = self.spec
 
         def graph() -> tuple[Sequence[Any], Sequence[Any]]:
             sums = block_graph(spec.network, spec.loss)
             return sums.inputs, sums.outputs
 
-        self._sums = self._piece(("sums", spec.network, spec.loss), graph)
+        self._sums = self._piece(("sums", spec.network, spec.loss), graph, stacked)
         return self._sums
 
     def outputs(self, parameters: list[np.ndarray], rows: Rows) -> np.ndarray:
@@ -324,23 +331,17 @@ class Program:
     def _bound_update(
         self, vectors: Sequence[np.ndarray], n_penalised: int, alpha: float
     ) -> "_BoundUpdate":
-        rule, dtype, mode = self.spec.rule, self.spec.network.dtype, self.spec.mode
-        if rule is None:
-            raise ValueError("This program has no update: its spec names no optimizer rule.")
-
-        def graph() -> tuple[Sequence[Any], Sequence[Any]]:
-            update = update_graph(rule, dtype)
-            return update.inputs, update.outputs
+        dtype = self.spec.network.dtype
 
         def make() -> Update:
-            name = "skdtheano-update"
-            if mode == NUMPY:
-                return TiledUpdate(
-                    recipe_for(repr(("update", rule, dtype)), graph, name), dtype
-                )
-            return CompiledUpdate(engine.compile_function(*graph(), mode, name))
+            if self.spec.mode == NUMPY:
+                return TiledUpdate(self._update_recipe(), dtype)
+            graph = update_graph(self._rule(), dtype)
+            return CompiledUpdate(
+                engine.compile_function(graph.inputs, graph.outputs, self.spec.mode, _UPDATE)
+            )
 
-        update: Update = self._leased(("update", rule, dtype, mode), make)
+        update: Update = self._leased(("update", self._rule(), dtype, self.spec.mode), make)
 
         def bind() -> Callable[[], None]:
             n = len(vectors[0])
@@ -355,6 +356,20 @@ class Program:
         version = (n_penalised, alpha, generation)
         run = self._bound((update, *vectors), key, version, bind)
         return _BoundUpdate(run, update, generation, tuple(vectors), n_penalised, alpha)
+
+    def _rule(self) -> str:
+        if self.spec.rule is None:
+            raise ValueError("This program has no update: its spec names no optimizer rule.")
+        return self.spec.rule
+
+    def _update_recipe(self) -> Recipe:
+        rule, dtype = self._rule(), self.spec.network.dtype
+
+        def graph() -> tuple[Sequence[Any], Sequence[Any]]:
+            update = update_graph(rule, dtype)
+            return update.inputs, update.outputs
+
+        return recipe_for(repr(("update", rule, dtype)), graph, _UPDATE)
 
     def _product(self, rows: Rows, coef: np.ndarray) -> np.ndarray:
         """Sparse rows times the first weight matrix."""

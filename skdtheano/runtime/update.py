@@ -81,27 +81,27 @@ class CompiledUpdate:
         return run
 
 
-class TiledUpdate:
-    """The step of one rule and dtype; serves one thread at a time.
+class _Warming:
+    """An update that is NumPy's calls first and a loop later.
 
     Parameters
     ----------
     recipe : Recipe
         Of `skdtheano.graphs.optimizers.update_graph`.
-    dtype : str
+    stacked : bool
+        Whether everything is of several models.
     """
 
-    def __init__(self, recipe: Recipe, dtype: str) -> None:
-        self._routine = Routine(recipe)
-        self._dtype = dtype
-        self._n_inputs = len(recipe.inputs)
+    def __init__(self, recipe: Recipe, stacked: bool = False) -> None:
+        n_inputs = len(recipe.inputs)
+        self._routine = Routine(recipe, range(n_inputs if stacked else 0))
         self._loop: Loop | None = None
         self._seconds = 0.0
         n_slots = len(recipe.outputs) - 1
         # Parameters, gradient, penalty, sum of weights, slots, and then scalars again.
         vectors = [0, 1, *range(4, 4 + n_slots)]
         self._source = self._routine.loop_source(
-            scalars=[i for i in range(self._n_inputs) if i not in vectors],
+            scalars=[i for i in range(n_inputs) if i not in vectors],
             in_place=[0, *range(4, 4 + n_slots)],
         )
         self._patience = _COMPILE_SECONDS
@@ -112,6 +112,39 @@ class TiledUpdate:
     def generation(self) -> int:
         """Goes up when what was bound before is slower than what would be bound now."""
         return int(self._loop is not None)
+
+    def _timed(self, calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
+        """Some calls in a row; the loop is compiled once waiting has cost as much."""
+
+        def run() -> None:
+            began = time.perf_counter()
+            for call in calls:
+                call()
+            self._note(time.perf_counter() - began)
+
+        return run
+
+    def _note(self, seconds: float) -> None:
+        # Never more than twice the best.
+        self._seconds += seconds
+        if self._source is not None and self._seconds > self._patience:
+            source, self._source = self._source, None
+            self._loop = compiled_loop(source)
+
+
+class TiledUpdate(_Warming):
+    """The step of one rule and dtype; serves one thread at a time.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Of `skdtheano.graphs.optimizers.update_graph`.
+    dtype : str
+    """
+
+    def __init__(self, recipe: Recipe, dtype: str) -> None:
+        super().__init__(recipe)
+        self._dtype = dtype
 
     def bind(
         self,
@@ -129,14 +162,7 @@ class TiledUpdate:
             theta, gradient, *slots = (vector[tile] for vector in vectors)
             inputs = [theta, gradient, penalty, scalars[0], *slots, *scalars[1:]]
             runs.append(self._routine.bind(inputs, [theta, *slots]))
-
-        def run() -> None:
-            began = time.perf_counter()
-            for call in runs:
-                call()
-            self._note(time.perf_counter() - began)
-
-        return run
+        return self._timed(runs)
 
     @staticmethod
     def _bound_loop(
@@ -152,20 +178,62 @@ class TiledUpdate:
             penalty = np.full(1, strength, theta.dtype)
             _check_vectors((theta, gradient, *slots))
             arrays = (theta, gradient, penalty, weight_sum, *slots, *others)
-            calls.append(bound_loop(loop, arrays, [len(theta), 1]))
+            calls.append(bound_loop(loop, arrays, [len(theta), 1, 0]))
+        return _in_turn(calls)
 
-        def run() -> None:
-            for call in calls:
-                call()
 
-        return run
+class StackedUpdate(_Warming):
+    """The step of several models of one rule and dtype, each with its own numbers.
 
-    def _note(self, seconds: float) -> None:
-        """Compile once waiting for it has cost as much: never more than twice the best."""
-        self._seconds += seconds
-        if self._source is not None and self._seconds > self._patience:
-            source, self._source = self._source, None
-            self._loop = compiled_loop(source)
+    Parameters
+    ----------
+    recipe : Recipe
+        Of `skdtheano.graphs.optimizers.update_graph`.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe, stacked=True)
+
+    def bind(
+        self,
+        parts: Sequence[Sequence[np.ndarray]],
+        scalars: Sequence[np.ndarray],
+        penalties: Sequence[np.ndarray],
+    ) -> Callable[[], None]:
+        """A step, bound to arrays.
+
+        Parameters
+        ----------
+        parts : sequence of sequence of ndarray of shape (n_models, n), n of each part
+            Parameters, sum of gradients, then the optimizer's slots; contiguous for each
+            model, and all as far apart from one model to the next.
+        scalars : sequence of ndarray of shape (n_models,)
+            Sum of weights, step size, and the optimizer's own.
+        penalties : sequence of ndarray of shape (n_models,)
+            L2 strength, of each part.
+        """
+        weight_sum, *others = scalars
+        calls = []
+        for (theta, gradient, *slots), penalty in zip(parts, penalties, strict=True):
+            vectors = (theta, gradient, *slots)
+            if self._loop is not None:
+                _check_vectors(vectors)
+                arrays = (theta, gradient, penalty, weight_sum, *slots, *others)
+                apart = theta.strides[0] // theta.itemsize
+                calls.append(bound_loop(self._loop, arrays, [*theta.shape[::-1], apart]))
+                continue
+            strengths = np.broadcast_to(penalty[:, None], theta.shape)
+            inputs = [theta, gradient, strengths, weight_sum, *slots, *others]
+            calls.append(self._routine.bind(inputs, [theta, *slots]))
+        return self._timed(calls) if self._loop is None else _in_turn(calls)
+
+
+def _in_turn(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
 
 
 def _check_vectors(vectors: Sequence[np.ndarray]) -> None:
@@ -175,7 +243,8 @@ def _check_vectors(vectors: Sequence[np.ndarray]) -> None:
         if (
             vector.dtype != first.dtype
             or vector.shape != first.shape
-            or not vector.flags.c_contiguous
+            or vector.strides != first.strides
+            or vector.strides[-1] != vector.itemsize
         ):
             raise ValueError(
                 f"An update of {first.shape} of {first.dtype} was given a vector of shape "

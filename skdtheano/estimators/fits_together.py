@@ -1,0 +1,219 @@
+"""Fits of many models in this process, those of one architecture together."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from sklearn.utils import check_random_state
+
+from skdtheano.course import Progress
+from skdtheano.estimators.batch_order import batch_order
+from skdtheano.estimators.fitted_state import OptimizerState
+from skdtheano.estimators.perceptron import DistributedPerceptron
+from skdtheano.estimators.training_data import TrainingData, data_in_memory
+from skdtheano.runtime.model import Model
+from skdtheano.runtime.sites import LocalSite
+from skdtheano.runtime.stack import Member, Stream, train_together
+from skdtheano.runtime.stacked_program import can_stack
+
+
+#: Of parameters, gradients, moments and layers of the models that take their steps together,
+#: and how many there are at least: calls cost more than memory then.
+_STACK_BYTES, _FEWEST = 2**22, 4
+
+
+@dataclass(eq=False)
+class Table:
+    """Rows in memory that some models are fitted to: arguments of their ``fit``."""
+
+    X: Any
+    y: Any
+    sample_weight: Any = None
+
+
+@dataclass(eq=False)
+class Fit:
+    """A model to be fitted.
+
+    Attributes
+    ----------
+    estimator : DistributedPerceptron
+        Not fitted yet.
+    table : Table
+    seconds : float
+        Its share of the time that fits take.
+    error : Exception or None
+        What its fit has raised.
+    was_stacked : bool
+        Whether it was trained together with others.
+    """
+
+    estimator: DistributedPerceptron
+    table: Table
+    seconds: float = 0.0
+    error: Exception | None = None
+    was_stacked: bool = False
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """All of a fit but its steps."""
+
+    fit: Fit
+    model: Model
+    member: Member
+    stream_key: Any
+    progress: Progress
+    optimizer: OptimizerState
+
+
+def fit_all(fits: Sequence[Fit]) -> None:
+    """Fit some models; each is what its own `fit` makes of it, bit for bit.
+
+    Models of one architecture are trained as one (see `skdtheano.runtime.stack`), whatever
+    their rows, seeds and numbers are, if their minibatches have the same lengths; but for
+    those of `_trains_alone`, which are trained one after another.
+    """
+    groups: dict[Any, list[_Prepared]] = {}
+    alone = []
+    reader = _Reader()
+    for fit in fits:
+        with _shared_time([fit]):
+            ready = None if _trains_alone(fit) else _prepared(fit, reader)
+        if ready is None:
+            alone.append(fit)
+        else:
+            order = ready.member.stream.order
+            key = (ready.model, order.batch_size, order.n_rows)
+            groups.setdefault(key, []).append(ready)
+    for group in groups.values():
+        for stack in _stacks(group):
+            _share_streams(stack)
+            with _shared_time([ready.fit for ready in stack]):
+                train_together(stack[0].model, [ready.member for ready in stack])
+                for ready in stack:
+                    if not _finished(ready):
+                        alone.append(ready.fit)  # its own fit describes what was not finite
+    for fit in alone:
+        with _shared_time([fit]):
+            try:
+                fit.estimator.fit(fit.table.X, fit.table.y, fit.table.sample_weight)
+            except Exception as error:
+                fit.error = error
+
+
+def _stacks(group: Sequence[_Prepared]) -> Iterator[list[_Prepared]]:
+    """So many models at a time that a core's caches hold what they compute with."""
+    model, batch_size = group[0].model, group[0].member.stream.order.batch_size
+    layout = model.layout
+    n_entries = 4 * layout.n_parameters + 2 * batch_size * sum(layout.units[1:])
+    n = max(_FEWEST, _STACK_BYTES // (n_entries * model.dtype.itemsize))
+    by_stream: dict[Any, list[_Prepared]] = {}
+    for ready in group:
+        by_stream.setdefault(ready.stream_key, []).append(ready)
+    ordered = [ready for stream in by_stream.values() for ready in stream]
+    for start in range(0, len(ordered), n):
+        yield ordered[start : start + n]
+
+
+def _share_streams(stack: Sequence[_Prepared]) -> None:
+    """One stream for all models of a stack that read the same rows in the same order."""
+    streams: dict[Any, Stream] = {}
+    for ready in stack:
+        member = ready.member
+        member.stream = streams.setdefault(ready.stream_key, member.stream)
+
+
+@contextmanager
+def _shared_time(fits: Sequence[Fit]) -> Iterator[None]:
+    """Add the time of a ``with`` block to some fits, in equal shares."""
+    began = time.perf_counter()
+    yield
+    share = (time.perf_counter() - began) / len(fits)
+    for fit in fits:
+        fit.seconds += share
+
+
+def _trains_alone(fit: Fit) -> bool:
+    """Whether a model cannot be trained with others: for what differs from model to model."""
+    model = fit.estimator
+    return (
+        model.solver == "lbfgs"
+        or bool(model.early_stopping)
+        or bool(model.verbose)
+        or bool(model.warm_start)
+        or model.sync_every != 1
+        or any(value is not None for value in (model.client, model.checkpoint, model.mode))
+        # One generator for several models: they would draw in another order than alone.
+        or not isinstance(model.random_state, Integral | None)
+        or scipy.sparse.issparse(fit.table.X)
+    )
+
+
+def _prepared(fit: Fit, reader: "_Reader") -> _Prepared | None:
+    """What comes before the steps; None where that fails, which `fit` describes."""
+    model = fit.estimator
+    before = dict(vars(model))
+    try:
+        model._validate_params()
+        model._check_parameters(going_on=False)
+        data = reader.read(model, fit.table)
+        rng = check_random_state(model.random_state)
+        symbols, state, progress, optimizer = model._begin(data, rng, True, False)
+        assert optimizer is not None
+        order, _ = batch_order(model, data, rng, model._classifies)
+        course = model._course(optimizer, progress, order)
+        if not can_stack(symbols.spec):
+            raise ValueError(f"{symbols.spec} is trained alone.")
+    except Exception:
+        vars(model).clear()
+        vars(model).update(before)
+        return None
+    member = Member(Stream(data.handles[0], order), state, course)
+    key = _stream_key(model, data, order.batch_size)
+    return _Prepared(fit, symbols, member, key, progress, optimizer)
+
+
+def _stream_key(model: DistributedPerceptron, data: TrainingData, batch_size: int) -> Any:
+    """Equal for models of one architecture that see the same rows in the same order."""
+    # A generator that is shared with others gives each model draws of its own.
+    seed = object() if model.random_state is None else int(model.random_state)
+    return id(data), seed, model.shuffle, batch_size
+
+
+class _Reader:
+    """Reads each table once for all models that read it alike."""
+
+    def __init__(self) -> None:
+        self._read: dict[Any, tuple[TrainingData, dict[str, Any]]] = {}
+
+    def read(self, model: DistributedPerceptron, table: Table) -> TrainingData:
+        """The rows to train on; what `fit` learns of them is set on the model."""
+        key = (id(table), type(model), getattr(model, "loss", None))
+        if key not in self._read:
+            before = set(vars(model))
+            X, y, n_outputs, encode = model._data_in_memory(table.X, table.y, True, False)
+            data = data_in_memory(X, y, table.sample_weight, n_outputs, encode, LocalSite())
+            learned = {k: v for k, v in vars(model).items() if k not in before}
+            self._read[key] = data, learned
+        data, learned = self._read[key]
+        vars(model).update(learned)
+        return data
+
+
+def _finished(ready: _Prepared) -> bool:
+    """Set what training has found; False if that is not finite."""
+    fit, member = ready.fit, ready.member
+    if not member.is_finite:
+        return False
+    theta = member.state.theta
+    fit.estimator._keep_learned(
+        ready.model, theta, ready.progress, ready.optimizer, member.state
+    )
+    fit.was_stacked = True
+    return bool(np.isfinite(theta).all())

@@ -1,0 +1,190 @@
+"""Many models of one architecture that take their steps together, in this process.
+
+Their parameters are stacked along an axis of models. A minibatch is gathered once for all
+models that read the same rows in the same order. Each model has the numbers that it has when
+it is trained alone, bit for bit: its products, sums and updates are the same operations in
+the same order. A model that has come to its end leaves the stack, and the others go on.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from skdtheano.runtime.blas import blas_threads, threads_of_process, threads_that_pay
+from skdtheano.runtime.blocks import Batch, BatchRoom, Block
+from skdtheano.runtime.model import Model
+from skdtheano.runtime.order import Gathered, Order, RowMap
+from skdtheano.runtime.parameters import TrainState
+from skdtheano.runtime.stacked_program import StackedProgram
+from skdtheano.runtime.steps import Course, is_finite, quietly
+
+
+class Stream:
+    """Rows, and the order that minibatches of them come in: of one model or of several.
+
+    Parameters
+    ----------
+    block : Block
+    order : Order
+    """
+
+    def __init__(self, block: Block, order: Order) -> None:
+        self.block, self.order = block, order
+        self._room: BatchRoom | None = None
+
+    def epoch(self, model: Model) -> Iterator[Gathered]:
+        """The minibatches of the next epoch."""
+        if self._room is None:
+            self._room = BatchRoom(model.rows_of([self.block]))
+        [epoch] = self.order.ahead(1)
+        self.order.take(1)
+        [batches] = epoch.shares(RowMap((len(self.block),), (0,)))
+        return batches.gathered(self._room)
+
+
+@dataclass
+class Member:
+    """A model on its way.
+
+    Attributes
+    ----------
+    stream : Stream
+    state : TrainState
+        As of the beginning; as of the end, when it has left the stack.
+    course : Course
+    is_finite : bool
+        False where a loss, a gradient or a parameter was not: the state is then of no use.
+    """
+
+    stream: Stream
+    state: TrainState
+    course: Course
+    is_finite: bool = True
+
+
+def train_together(model: Model, members: Sequence[Member]) -> None:
+    """Train models to their ends, each by its own course.
+
+    Parameters
+    ----------
+    model : Model
+        Of all of them; see `skdtheano.runtime.stacked_program.can_stack`.
+    members : sequence of Member
+        Brought up to date. Their minibatches have the same lengths.
+    """
+    going_on = [member for member in members if member.course.n_left]
+    while going_on:
+        with _Stack(model, going_on) as stack:
+            going_on = stack.run_until_one_ends()
+
+
+class _Stack:
+    """The models that train on, and what they compute with.
+
+    Parameters
+    ----------
+    model : Model
+    members : list of Member
+    """
+
+    def __init__(self, model: Model, members: Sequence[Member]) -> None:
+        self._model, self._members = model, members
+        self._streams = list({id(m.stream): m.stream for m in members}.values())
+        places = {id(stream): place for place, stream in enumerate(self._streams)}
+        self._stream_of = [places[id(m.stream)] for m in members]
+        self._program = StackedProgram(model.spec, len(members), len(self._streams) == 1)
+        layout = model.layout
+        self._theta = np.stack([m.state.theta for m in members])
+        slots = [m.state.slots for m in members]
+        self._slots = [np.stack(parts) for parts in zip(*slots, strict=True)]
+        self._gradient = np.empty_like(self._theta)
+        self._parameters = layout.views(self._theta)
+        self._out = layout.views(self._gradient)
+        self._steps = [m.state.step for m in members]
+        self._batches: dict[int, Batch] = {}
+
+    def __enter__(self) -> "_Stack":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._program.__exit__(None, None, None)
+
+    def run_until_one_ends(self) -> list[Member]:
+        """Epoch after epoch; the members that train on then, with the others up to date."""
+        n_threads = threads_of_process()
+        size = self._streams[0].order.batch_size
+        n_threads = threads_that_pay(self._model.layout, size, n_threads)
+        going_on = list(self._members)
+        while len(going_on) == len(self._members):
+            with blas_threads(n_threads):
+                losses = self._run_epoch()
+            for k, (member, loss) in enumerate(zip(self._members, losses, strict=True)):
+                # What is not finite stays so, in the parameters or in the sum of losses.
+                member.is_finite = np.isfinite(loss) and is_finite(self._theta[k])
+                if member.is_finite:
+                    member.course.take(float(loss))
+                if not (member.is_finite and member.course.n_left):
+                    going_on.remove(member)
+        for k, member in enumerate(self._members):
+            slots = [slot[k].copy() for slot in self._slots]
+            member.state = TrainState(self._theta[k].copy(), slots, self._steps[k])
+        return going_on
+
+    @quietly
+    def _run_epoch(self) -> np.ndarray:
+        """One epoch of all models; sums of loss times rows."""
+        settings = [member.course.settings() for member in self._members]
+        alphas = np.array([s.alpha for s in settings])
+        dtype = self._theta.dtype
+        own = np.array([s.optimizer.scalars() for s in settings], dtype)
+        weights, step_sizes = np.empty_like(alphas), np.empty_like(alphas)
+        total = np.zeros(len(settings))
+        n_coefs = self._model.layout.n_coefs
+        coefs = self._theta[:, :n_coefs]
+        if not hasattr(self, "_scalars"):
+            n_scalars = 2 + own.shape[1]
+            self._scalars = [np.empty(len(settings), dtype) for _ in range(n_scalars)]
+        for array, values in zip(self._scalars[2:], own.T, strict=True):
+            array[...] = values
+        epochs = [stream.epoch(self._model) for stream in self._streams]
+        for gathered in zip(*epochs, strict=True):
+            size = gathered[0][1]
+            batch = self._batch(gathered, weights)
+            losses = self._program.sums_of_all(
+                self._parameters, batch.rows, batch.targets, batch.weights, self._out
+            )
+            squares = np.matmul(coefs[:, None, :], coefs[:, :, None]).ravel()
+            total += size * (losses / weights + 0.5 * alphas * squares / weights)
+            for k, s in enumerate(settings):
+                self._steps[k] += 1
+                step_sizes[k] = s.optimizer.step_size(s.learning_rate, self._steps[k])
+            self._scalars[0][...], self._scalars[1][...] = weights, step_sizes
+            vectors = (self._theta, self._gradient, *self._slots)
+            self._program.update_all(vectors, n_coefs, alphas, self._scalars)
+        return total
+
+    def _batch(self, gathered: Sequence[Gathered], weights: np.ndarray) -> Batch:
+        """The rows of a step: of all models, or one matrix for each; and sums of weights."""
+        batches = [batch for _, _, batch, _ in gathered]
+        sums = [weight for *_, weight in gathered]
+        weights[...] = [sums[stream] for stream in self._stream_of]
+        [first, *others] = batches
+        assert first is not None
+        if not others:
+            return first
+        n, n_models = len(first.weights), len(self._members)
+        if n not in self._batches:
+            self._batches[n] = Batch(
+                *(
+                    np.empty((n_models, *array.shape), array.dtype)
+                    for array in (first.rows, first.targets, first.weights)
+                )
+            )
+        whole = self._batches[n]
+        for k, stream in enumerate(self._stream_of):
+            part = batches[stream]
+            assert part is not None
+            whole.rows[k], whole.targets[k] = part.rows, part.targets
+            whole.weights[k] = part.weights
+        return whole

@@ -1,0 +1,93 @@
+"""The compiled pieces of many models that are trained together."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from skdtheano.runtime.program import NUMPY, Program, ProgramSpec
+from skdtheano.runtime.update import StackedUpdate
+
+
+class StackedProgram(Program):
+    """A program of several models of one architecture; what it computes is theirs alone.
+
+    Parameters
+    ----------
+    spec : ProgramSpec
+        Of dense rows, in the mode `NUMPY`: see `can_stack`.
+    n_models : int
+    same_rows : bool
+        Whether all models are given the same rows; else rows, targets and weights are
+        stacked as well.
+    """
+
+    def __init__(self, spec: ProgramSpec, n_models: int, same_rows: bool) -> None:
+        super().__init__(spec)
+        self._losses = np.zeros(n_models, spec.network.dtype)
+        self._same_rows = same_rows
+        self._bound_step: tuple[int, Callable[[], None]] | None = None
+
+    def sums_of_all(
+        self,
+        parameters: Sequence[np.ndarray],
+        rows: np.ndarray,
+        targets: np.ndarray,
+        weights: np.ndarray,
+        out: Sequence[np.ndarray],
+    ) -> np.ndarray:
+        """Loss sums, shape (n_models,), until the next call; gradient sums go into `out`.
+
+        Parameters
+        ----------
+        parameters : list of ndarray of shape (n_models, ...)
+            Weight matrices, then intercepts.
+        rows, targets, weights : ndarray
+            As of `Program.sums`; of shape (n_models, ...) where each model has its own.
+        out : list of ndarray
+            Shaped as `parameters`.
+        """
+        n_first = 3 if self._same_rows else 0
+        piece = self._sums or self._sums_piece(range(n_first, 3 + len(parameters)))
+        inputs = [rows, targets, weights, *parameters]
+        self._run(piece, inputs, [self._losses, *out], is_repeated=True)
+        return self._losses
+
+    def update_all(
+        self,
+        vectors: Sequence[np.ndarray],
+        n_penalised: int,
+        alphas: np.ndarray,
+        scalars: Sequence[np.ndarray],
+    ) -> None:
+        """Take a step, in place. All arrays are those of the first call.
+
+        Parameters
+        ----------
+        vectors : sequence of ndarray of shape (n_models, n)
+            Parameters, sums of gradients, then the optimizer's slots.
+        n_penalised : int
+            So many parameters, the first ones, have the L2 penalty.
+        alphas : ndarray of shape (n_models,)
+        scalars : sequence of ndarray of shape (n_models,)
+            Sums of weights, step sizes, and the optimizer's own.
+        """
+        dtype, mode = self.spec.network.dtype, self.spec.mode
+        update: StackedUpdate = self._leased(
+            ("update", self._rule(), dtype, mode, "stacked"),
+            lambda: StackedUpdate(self._update_recipe()),
+        )
+        bound = self._bound_step
+        if bound is None or bound[0] != update.generation:
+            parts = [
+                [vector[:, part] for vector in vectors]
+                for part in (slice(0, n_penalised), slice(n_penalised, None))
+            ]
+            penalties = [alphas.astype(dtype), np.zeros(len(alphas), dtype)]
+            bound = (update.generation, update.bind(parts, scalars, penalties))
+            self._bound_step = bound
+        bound[1]()
+
+
+def can_stack(spec: ProgramSpec) -> bool:
+    """Whether models of a kind can be trained together."""
+    return spec.mode == NUMPY and not spec.network.sparse and spec.rule is not None
