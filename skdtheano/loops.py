@@ -95,10 +95,11 @@ def loop_source(
             body.append(f"{into} = {instruction.format(kind, first, other)}")
             first = into
     vectors = [number for number in inputs if number not in scalars]
+    pointers = ", ".join(f"ptr %x{number}" for number in inputs)
     written = zip(outputs, in_place, strict=True)
     lines = [
         f"declare {kind} @{_SQRTS[kind]}({kind})",
-        f"define void @loop({', '.join(f'ptr %x{n}' for n in inputs)}, i64 %n, i64 %l, i64 %p) {{",
+        f"define void @loop({pointers}, i64 %n, i64 %l, i64 %p) {{",
         "start:",
         "  %some.i = icmp sgt i64 %n, 0",
         "  %some.k = icmp sgt i64 %l, 0",
@@ -107,7 +108,11 @@ def loop_source(
         "model:",
         "  %k = phi i64 [0, %start], [%next.k, %model.end]",
         "  %first = mul i64 %k, %p",
-        *(f"  %p{n} = getelementptr {kind}, ptr %x{n}, i64 %k" for n in inputs if n in scalars),
+        *(
+            f"  %p{n} = getelementptr {kind}, ptr %x{n}, i64 %k"
+            for n in inputs
+            if n in scalars
+        ),
         *(f"  %v{n} = load {kind}, ptr %p{n}" for n in inputs if n in scalars),
         *(f"  %m{n} = getelementptr {kind}, ptr %x{n}, i64 %first" for n in vectors),
         "  br label %body",

@@ -112,9 +112,11 @@ class Numbering:
 
     def add(self, step: Step | View) -> None:
         """Append a step; what it makes is stacked if anything that it reads is."""
-        is_view = isinstance(step, View)
-        inputs = (step.input,) if is_view else step.inputs
-        if not (is_view and step.of_shape) and not self.stacked.isdisjoint(inputs):
+        if isinstance(step, View):
+            is_stacked = step.input in self.stacked and not step.of_shape
+        else:
+            is_stacked = not self.stacked.isdisjoint(step.inputs)
+        if is_stacked:
             self.stacked.add(step.output)
         self.steps.append(step)
 
@@ -365,15 +367,11 @@ def _product(node: Node, numbers: Numbering) -> bool:
 
     [output] = node.outputs
     inputs = tuple(map(numbers.of, node.inputs))
-    numbers.add(
-        Step(node.name, inputs, numbers.of(output), output.dtype, shape, calls)
-    )
+    numbers.add(Step(node.name, inputs, numbers.of(output), output.dtype, shape, calls))
     return True
 
 
-def _of_model(
-    arrays: Sequence[np.ndarray], fronts: Sequence[int], k: int
-) -> list[np.ndarray]:
+def _of_model(arrays: Sequence[np.ndarray], fronts: Sequence[int], k: int) -> list[np.ndarray]:
     return [a[k] if front else a for a, front in zip(arrays, fronts, strict=True)]
 
 
@@ -408,7 +406,9 @@ def _reduction(node: Node, numbers: Numbering) -> bool:
         if turned is None:
             return [partial(ufunc.reduce, arrays[0], axis=axes, dtype=dtype, out=out)]
         return [
-            partial(np.copyto, turned, arrays[0].transpose(columns_first(range(ndim + front)))),
+            partial(
+                np.copyto, turned, arrays[0].transpose(columns_first(range(ndim + front)))
+            ),
             partial(ufunc.reduce, turned, axis=0, out=out),
         ]
 

@@ -21,7 +21,6 @@ from skdtheano.runtime.sites import LocalSite
 from skdtheano.runtime.stack import Member, Stream, train_together
 from skdtheano.runtime.stacked_program import can_stack
 
-
 #: Of parameters, gradients, moments and layers of the models that take their steps together,
 #: and how many there are at least: calls cost more than memory then.
 _STACK_BYTES, _FEWEST = 2**22, 4
@@ -51,6 +50,8 @@ class Fit:
         What its fit has raised.
     was_stacked : bool
         Whether it was trained together with others.
+    ended_at_max_iter : bool
+        Whether a model that was had not converged then: a ``fit`` of its own warns of it.
     """
 
     estimator: DistributedPerceptron
@@ -58,6 +59,7 @@ class Fit:
     seconds: float = 0.0
     error: Exception | None = None
     was_stacked: bool = False
+    ended_at_max_iter: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def _stacks(group: Sequence[_Prepared]) -> Iterator[list[_Prepared]]:
     for ready in group:
         by_stream.setdefault(ready.stream_key, []).append(ready)
     ordered = [ready for stream in by_stream.values() for ready in stream]
-    for start in range(0, len(ordered), n):
-        yield ordered[start : start + n]
+    for part in np.array_split(np.arange(len(ordered)), -(-len(ordered) // n)):
+        yield [ordered[place] for place in part]
 
 
 def _share_streams(stack: Sequence[_Prepared]) -> None:
@@ -171,8 +173,8 @@ def _prepared(fit: Fit, reader: "_Reader") -> _Prepared | None:
         if not can_stack(symbols.spec):
             raise ValueError(f"{symbols.spec} is trained alone.")
     except Exception:
-        vars(model).clear()
-        vars(model).update(before)
+        model.__dict__.clear()
+        model.__dict__.update(before)
         return None
     member = Member(Stream(data.handles[0], order), state, course)
     key = _stream_key(model, data, order.batch_size)
@@ -202,7 +204,7 @@ class _Reader:
             learned = {k: v for k, v in vars(model).items() if k not in before}
             self._read[key] = data, learned
         data, learned = self._read[key]
-        vars(model).update(learned)
+        model.__dict__.update(learned)
         return data
 
 
@@ -216,4 +218,5 @@ def _finished(ready: _Prepared) -> bool:
         ready.model, theta, ready.progress, ready.optimizer, member.state
     )
     fit.was_stacked = True
+    fit.ended_at_max_iter = not ready.progress.stopped
     return bool(np.isfinite(theta).all())

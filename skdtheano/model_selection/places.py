@@ -28,6 +28,10 @@ class Place(ABC):
     """Runs tasks; a handle of one may be an argument of the next."""
 
     @abstractmethod
+    def n_at_once(self) -> int:
+        """How many tasks run at the same time."""
+
+    @abstractmethod
     def put(self, rows: Any) -> Any:
         """A handle of rows in memory."""
 
@@ -72,6 +76,9 @@ class _Later:
 class InProcess(Place):
     """One task after another, in the order in which they are waited for."""
 
+    def n_at_once(self) -> int:
+        return 1
+
     def put(self, rows: Any) -> Any:
         return rows
 
@@ -108,6 +115,10 @@ class OnCluster(Place):
     def __init__(self, client: Client) -> None:
         self._client = client
         self._patience = seconds_of("skdtheano.no-worker-timeout", 30.0)
+
+    def n_at_once(self) -> int:
+        n_threads: dict[str, int] = self._client.nthreads()
+        return max(1, sum(n_threads.values()))
 
     def put(self, rows: Any) -> Any:
         if not isinstance(rows, np.ndarray):

@@ -170,6 +170,7 @@ class Order(Protocol):
     """Draws the orders of the epochs, one after another."""
 
     n_rows: int
+    batch_size: int
     #: Whether a few blocks at a time hold the rows of the next minibatches.
     in_windows: bool
 

@@ -1,0 +1,117 @@
+"""scikit-learn's own search over fits that have been made: it ranks, averages and warns.
+
+What `sklearn.model_selection` makes of scores, failed fits, several metrics and a `refit`
+that is a function is left to it. The rows that it splits are row numbers, a fit looks its
+outcome up, and so does the scorer.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import joblib
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import GridSearchCV
+
+from skdtheano.model_selection.fold_fits import Outcome, Split
+
+#: The parameter by which a candidate's number travels through a search.
+_NUMBER = "__number"
+
+
+class _Recorded(BaseEstimator):
+    """Stands for the models of a search; fitted ones know candidate and rows."""
+
+    def __init__(self, outcomes: Mapping[tuple[int, bytes], list[tuple[bytes, Outcome]]]):
+        self.outcomes = outcomes
+
+    def __sklearn_clone__(self) -> "_Recorded":
+        return _Recorded(self.outcomes)
+
+    def set_params(self, **params: Any) -> "_Recorded":
+        self.number = params[_NUMBER]
+        return self
+
+    def fit(self, X: np.ndarray, y: None = None) -> "_Recorded":
+        # All rows, for the last fit, are in no split.
+        self.train = X.tobytes()
+        for _, outcome in self.outcomes.get((self.number, self.train), []):
+            if outcome.fit_error is not None:
+                raise outcome.fit_error
+        return self
+
+
+def _score(model: _Recorded, X: np.ndarray, y: None = None) -> Any:
+    rows = X.tobytes()
+    outcomes = model.outcomes[model.number, model.train]
+    of_test = [outcome for test, outcome in outcomes if test == rows]
+    return of_test[0].test if of_test else outcomes[0][1].train
+
+
+class RecordedSearch(GridSearchCV):
+    """A search whose fits have been made.
+
+    Parameters
+    ----------
+    candidates : sequence of dict
+    splits : sequence of tuple of ndarray
+    outcomes : sequence of Outcome
+        One for each candidate and split.
+    refit : bool, str or callable
+        As of `sklearn.model_selection.GridSearchCV`; nothing is fitted.
+    error_score, return_train_score
+        As there.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Mapping[str, Any]],
+        splits: Sequence[Split],
+        outcomes: Sequence[Outcome],
+        *,
+        refit: bool | str | Callable[..., int],
+        error_score: Any,
+        return_train_score: bool,
+    ) -> None:
+        keys = [tuple(np.ascontiguousarray(rows).tobytes() for rows in s) for s in splits]
+        by_rows: dict[tuple[int, bytes], list[tuple[bytes, Outcome]]] = {}
+        for outcome in outcomes:
+            train, test = keys[outcome.split]
+            by_rows.setdefault((outcome.candidate, train), []).append((test, outcome))
+        super().__init__(
+            _Recorded(by_rows),
+            {},  # `_run_search` has the candidates
+            scoring=_score,
+            refit=(lambda results: refit(self._tidied(results))) if callable(refit) else refit,
+            cv=list(splits),
+            error_score=error_score,
+            return_train_score=return_train_score,
+        )
+        self.candidates, self.splits, self.outcomes = candidates, splits, outcomes
+
+    def _run_search(self, evaluate_candidates: Callable[..., Any]) -> None:
+        evaluate_candidates(
+            [{**params, _NUMBER: i} for i, params in enumerate(self.candidates)]
+        )
+
+    def run(self, n_rows: int) -> "RecordedSearch":
+        """Look all outcomes up and set the attributes of a search."""
+        with joblib.parallel_config("sequential"):
+            self.fit(np.arange(n_rows))
+        self.cv_results_: dict[str, Any] = self._tidied(self.cv_results_)
+        if hasattr(self, "best_index_"):
+            self.best_params_ = self.cv_results_["params"][self.best_index_]
+        return self
+
+    def _tidied(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Without the candidates' numbers, and with the times that fits and scores took."""
+        tidied = {name: v for name, v in results.items() if name != f"param_{_NUMBER}"}
+        tidied["params"] = [dict(params) for params in self.candidates]
+        times = np.zeros((2, len(self.candidates), len(self.splits)))
+        for outcome in self.outcomes:
+            place = (outcome.candidate, outcome.split)
+            times[0][place], times[1][place] = outcome.fit_seconds, outcome.score_seconds
+        for name, seconds in zip(("fit_time", "score_time"), times, strict=True):
+            tidied[f"mean_{name}"] = seconds.mean(axis=1)
+            tidied[f"std_{name}"] = seconds.std(axis=1)
+        return tidied
