@@ -41,6 +41,7 @@ from threadpoolctl import threadpool_info
 
 from skdtheano import DistributedMLPClassifier
 from skdtheano.engine import compilations
+from skdtheano.model_selection import BatchedGridSearchCV, BatchedRandomizedSearchCV
 
 pytestmark = [
     pytest.mark.cluster,
@@ -157,7 +158,20 @@ def dask_folds(estimator: Any, X: Any, y: Any) -> dict[str, Any]:
     return {"scores": scores}
 
 
+def batched_grid(estimator: Any, X: Any, y: Any) -> dict[str, Any]:
+    kind = GridSearchCV if isinstance(estimator, MLPClassifier) else BatchedGridSearchCV
+    return searched(kind(estimator, GRID, cv=FOLDS), X, y)
+
+
+def batched_randomized(estimator: Any, X: Any, y: Any) -> dict[str, Any]:
+    is_theirs = isinstance(estimator, MLPClassifier)
+    kind = RandomizedSearchCV if is_theirs else BatchedRandomizedSearchCV
+    return searched(kind(estimator, GRID, n_iter=3, cv=FOLDS, random_state=0), X, y)
+
+
 SEARCHES = [
+    batched_grid,
+    batched_randomized,
     grid,
     grid_of_jobs,
     randomized,
@@ -173,9 +187,10 @@ SEARCHES = [
     dask_randomized,
     dask_folds,
 ]
-#: scikit-learn makes one array of the rows before any estimator sees them.
-IN_MEMORY_ALONE = {bagged, calibrated, importances}
-SMOKE = {(grid, 1, 1), (grid_of_jobs, 2, 1)}
+#: scikit-learn makes one array of the rows before any estimator sees them; batched searches
+#: refuse dask arrays.
+IN_MEMORY_ALONE = {bagged, calibrated, importances, batched_grid, batched_randomized}
+SMOKE = {(grid, 1, 1), (grid_of_jobs, 2, 1), (batched_grid, 2, 1)}
 
 
 @cache

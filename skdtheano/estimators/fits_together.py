@@ -72,6 +72,12 @@ class _Prepared:
     stream_key: Any
     progress: Progress
     optimizer: OptimizerState
+    unfitted: dict[str, Any]
+
+    def give_up(self) -> None:
+        """Leave the estimator as it was."""
+        self.fit.estimator.__dict__.clear()
+        self.fit.estimator.__dict__.update(self.unfitted)
 
 
 def fit_all(fits: Sequence[Fit]) -> None:
@@ -99,7 +105,10 @@ def fit_all(fits: Sequence[Fit]) -> None:
             with _shared_time([ready.fit for ready in stack]):
                 train_together(stack[0].model, [ready.member for ready in stack])
                 for ready in stack:
-                    if not _finished(ready):
+                    if ready.member.is_finite:
+                        _finish(ready)
+                    else:
+                        ready.give_up()
                         alone.append(ready.fit)  # its own fit describes what was not finite
     for fit in alone:
         with _shared_time([fit]):
@@ -178,7 +187,7 @@ def _prepared(fit: Fit, reader: "_Reader") -> _Prepared | None:
         return None
     member = Member(Stream(data.handles[0], order), state, course)
     key = _stream_key(model, data, order.batch_size)
-    return _Prepared(fit, symbols, member, key, progress, optimizer)
+    return _Prepared(fit, symbols, member, key, progress, optimizer, before)
 
 
 def _stream_key(model: DistributedPerceptron, data: TrainingData, batch_size: int) -> Any:
@@ -208,15 +217,11 @@ class _Reader:
         return data
 
 
-def _finished(ready: _Prepared) -> bool:
-    """Set what training has found; False if that is not finite."""
-    fit, member = ready.fit, ready.member
-    if not member.is_finite:
-        return False
-    theta = member.state.theta
+def _finish(ready: _Prepared) -> None:
+    """Set what training has found."""
+    fit, final = ready.fit, ready.member.state
     fit.estimator._keep_learned(
-        ready.model, theta, ready.progress, ready.optimizer, member.state
+        ready.model, final.theta, ready.progress, ready.optimizer, final
     )
     fit.was_stacked = True
     fit.ended_at_max_iter = not ready.progress.stopped
-    return bool(np.isfinite(theta).all())

@@ -418,8 +418,15 @@ def _chunks(
             groups.setdefault((kind, split), []).append(Job(number, split, params))
     n_jobs = len(candidates) * n_splits
     at_most = n_jobs if n_at_once == 1 else -(-n_jobs // (_TASKS_PER_THREAD * n_at_once))
+
+    def parts(more: int) -> list[int]:
+        return [min(-(-len(jobs) // at_most) + more, len(jobs)) for jobs in groups.values()]
+
+    # As many tasks for each thread: with one more, all others would wait for it.
+    even = (more for more in range(n_at_once) if sum(parts(more)) % n_at_once == 0)
     chunks = []
-    for jobs in groups.values():
-        for part in np.array_split(np.arange(len(jobs)), -(-len(jobs) // at_most)):
-            chunks.append([jobs[place] for place in part])
+    for jobs, n in zip(groups.values(), parts(next(even, 0)), strict=True):
+        chunks += [
+            [jobs[place] for place in part] for part in np.array_split(range(len(jobs)), n)
+        ]
     return chunks

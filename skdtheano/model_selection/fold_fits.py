@@ -131,7 +131,7 @@ class _Folds:
 
     def table(self, split: int, before: Pipeline | None, weight: str) -> tuple[Any, Table]:
         """The steps before a network, fitted to the rows of a split, and what they make."""
-        key = (split, joblib.hash(before))
+        key = (split, _settings(before))
         if key not in self._transformed:
             X, y = self.rows(split, 0)
             fit_params = self.params(self._request.fit_params, split, 0)
@@ -145,6 +145,14 @@ class _Folds:
         if isinstance(made, Exception):
             raise made
         return fitted, made
+
+
+def _settings(steps: Pipeline | None) -> Any:
+    """Equal for steps that are set alike."""
+    try:
+        return joblib.hash(steps)
+    except Exception:  # what cannot be pickled is like nothing else
+        return object()
 
 
 def _begun(request: Request, job: Job, folds: _Folds) -> _Candidate:

@@ -43,7 +43,7 @@ class Stream:
         return batches.gathered(self._room)
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """A model on its way.
 
@@ -135,7 +135,7 @@ class _Stack:
     def _run_epoch(self) -> np.ndarray:
         """One epoch of all models; sums of loss times rows."""
         settings = [member.course.settings() for member in self._members]
-        alphas = np.array([s.alpha for s in settings])
+        alphas = np.array([s.alpha for s in settings], np.float64)
         dtype = self._theta.dtype
         own = np.array([s.optimizer.scalars() for s in settings], dtype)
         weights, step_sizes = np.empty_like(alphas), np.empty_like(alphas)
