@@ -57,7 +57,11 @@ def test_a_setting_that_is_no_number_of_workers_is_refused(given: Any) -> None:
     [
         (1, 0, (1, 2, 4, 5)),  # no limit
         (2, 2**40, (2, 4, 5)),  # the rows need two
-        (1, 4 * 8 * 100 * 2 * 30, (2, 4, 5)),  # half of the batch fits into a quarter of it
+        (
+            1,
+            4 * 8 * 100 * (2 * 21 + 2 * 30),
+            (2, 4, 5),
+        ),  # half of the batch fits into a quarter of it
         (1, 1, (5,)),
     ],
 )

@@ -75,7 +75,8 @@ def test_the_quickstart_of_the_readme_runs(tmp_path: Path) -> None:
 
 def test_the_example_of_many_small_fits_runs(tmp_path: Path) -> None:
     printed = run_script(ROOT / "examples" / "search_small.py", cwd=tmp_path)
-    assert "27 fits in" in printed and "Warning" not in printed
+    assert "BatchedGridSearchCV: 27 fits in" in printed and "Warning" not in printed
+    assert "The scores are the same." in printed
     assert printed.count("'alpha'") == 9
     [accuracy] = re.findall(r"accuracy ([\d.]+) on the rest", printed)
     assert float(accuracy) > 0.95
