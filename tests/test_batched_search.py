@@ -29,12 +29,14 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from skdtheano import DistributedMLPClassifier, DistributedMLPRegressor
+from skdtheano.engine import compilations
 from skdtheano.estimators import fits_together
 from skdtheano.model_selection import (
     BatchedGridSearchCV,
     BatchedRandomizedSearchCV,
     LearningCurvesDisplay,
 )
+from skdtheano.model_selection.batched import _chunks
 
 pytestmark = [
     # A few epochs are not meant to converge.
@@ -412,12 +414,7 @@ def test_a_worker_that_is_lost_costs_nothing_but_time(damaged: Client, tmp_path:
     assert_array_equal(ours.cv_results_[name], theirs.cv_results_[name])
 
 
-@pytest.mark.cluster
-def test_tasks_are_even_and_stacks_as_large_as_they_can_be(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from skdtheano.model_selection.batched import _chunks
-
+def test_tasks_are_even_and_stacks_as_large_as_they_can_be() -> None:
     grid = [{"alpha": a} for a in range(24)]
     assert [len(chunk) for chunk in _chunks(grid, 3, 1)] == [24] * 3
     assert [len(chunk) for chunk in _chunks(grid, 3, 2)] == [6] * 12
@@ -430,8 +427,6 @@ def test_tasks_are_even_and_stacks_as_large_as_they_can_be(
 
 def test_nothing_is_compiled_for_a_stack_but_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stack computes with the graph of one model."""
-    from skdtheano.engine import compilations
-
     model().fit(*rows())
     before = list(compilations())
     sizes = []

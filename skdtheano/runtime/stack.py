@@ -102,6 +102,11 @@ class _Stack:
         self._parameters = layout.views(self._theta)
         self._out = layout.views(self._gradient)
         self._steps = [m.state.step for m in members]
+        settings = [m.course.settings() for m in members]
+        self._alphas = np.array([s.alpha for s in settings], np.float64)
+        own = np.array([s.optimizer.scalars() for s in settings], self._theta.dtype)
+        #: Sums of weights and step sizes, of each step, and the optimizers' own numbers.
+        self._scalars = [np.empty_like(own[:, 0]) for _ in range(2)] + list(own.T.copy())
         self._batches: dict[int, Batch] = {}
 
     def __enter__(self) -> "_Stack":
@@ -135,18 +140,11 @@ class _Stack:
     def _run_epoch(self) -> np.ndarray:
         """One epoch of all models; sums of loss times rows."""
         settings = [member.course.settings() for member in self._members]
-        alphas = np.array([s.alpha for s in settings], np.float64)
-        dtype = self._theta.dtype
-        own = np.array([s.optimizer.scalars() for s in settings], dtype)
-        weights, step_sizes = np.empty_like(alphas), np.empty_like(alphas)
         total = np.zeros(len(settings))
+        weights, step_sizes = np.empty_like(total), np.empty_like(total)
         n_coefs = self._model.layout.n_coefs
         coefs = self._theta[:, :n_coefs]
-        if not hasattr(self, "_scalars"):
-            n_scalars = 2 + own.shape[1]
-            self._scalars = [np.empty(len(settings), dtype) for _ in range(n_scalars)]
-        for array, values in zip(self._scalars[2:], own.T, strict=True):
-            array[...] = values
+        vectors = (self._theta, self._gradient, *self._slots)
         epochs = [stream.epoch(self._model) for stream in self._streams]
         for gathered in zip(*epochs, strict=True):
             size = gathered[0][1]
@@ -155,13 +153,14 @@ class _Stack:
                 self._parameters, batch.rows, batch.targets, batch.weights, self._out
             )
             squares = np.matmul(coefs[:, None, :], coefs[:, :, None]).ravel()
-            total += size * (losses / weights + 0.5 * alphas * squares / weights)
-            for k, s in enumerate(settings):
+            total += size * (losses / weights + 0.5 * self._alphas * squares / weights)
+            for k, of_one in enumerate(settings):
                 self._steps[k] += 1
-                step_sizes[k] = s.optimizer.step_size(s.learning_rate, self._steps[k])
+                step_sizes[k] = of_one.optimizer.step_size(
+                    of_one.learning_rate, self._steps[k]
+                )
             self._scalars[0][...], self._scalars[1][...] = weights, step_sizes
-            vectors = (self._theta, self._gradient, *self._slots)
-            self._program.update_all(vectors, n_coefs, alphas, self._scalars)
+            self._program.update_all(vectors, n_coefs, self._alphas, self._scalars)
         return total
 
     def _batch(self, gathered: Sequence[Gathered], weights: np.ndarray) -> Batch:
