@@ -389,7 +389,9 @@ def _reduction(node: Node, numbers: Numbering) -> bool:
     )
 
     def is_by_columns(given: Shape) -> bool:
-        return ndim == 2 and axes == (front + 1,) and given[-1] <= _FEW_COLUMNS
+        # Of one row NumPy sums a transposed copy by pairs, or not, by what is around it.
+        is_by_row = ndim == 2 and axes == (front + 1,)
+        return is_by_row and given[-1] <= _FEW_COLUMNS and given[-2] > 1
 
     def columns_first(given: Sequence[int]) -> tuple[int, ...]:
         return (given[-1], *given[:-1])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -10,10 +11,13 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 from distributed import Client, LocalCluster
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.stats import uniform
 from shared_clusters import forgets_all_tasks
 from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import ConvergenceWarning, FitFailedWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import make_scorer, precision_score
@@ -26,7 +30,8 @@ from sklearn.model_selection import (
 )
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
+from sklearn.utils._param_validation import InvalidParameterError
 
 from skdtheano import DistributedMLPClassifier, DistributedMLPRegressor
 from skdtheano.engine import compilations
@@ -36,7 +41,7 @@ from skdtheano.model_selection import (
     BatchedRandomizedSearchCV,
     LearningCurvesDisplay,
 )
-from skdtheano.model_selection.batched import _chunks
+from skdtheano.model_selection.batched import jobs_of
 
 pytestmark = [
     # A few epochs are not meant to converge.
@@ -217,6 +222,11 @@ def test_steps_before_the_network_are_fitted_once_for_each_setting_and_fold() ->
     search = check(ours, clone(theirs), *rows())
     assert len(fitted) == 3 * 8 + 1 + 3 * 2 + 1
     assert search.n_batched_fits_ == 24
+    fitted.clear()
+    BatchedGridSearchCV(
+        pipeline, {"net__hidden_layer_sizes": [3, 4, 5], "net__tol": [0.1]}, cv=3, refit=False
+    ).fit(*rows())
+    assert len(fitted) == 3  # also where the networks differ
     assert search.best_estimator_.named_steps["scale"].mean_ is not None
 
 
@@ -229,6 +239,9 @@ def test_pipelines_of_all_kinds_are_searched() -> None:
         {"distributedmlpclassifier__alpha": [1e-4, 1.0]},
     ):
         check(*pair(scaled, grid), X, y)
+    doubled = {"standardscaler": [FunctionTransformer(lambda a: 2 * a)], **grid}
+    search = check(*pair(scaled, doubled), X, y)
+    assert search.n_batched_fits_ == 6
     check(*pair(make_pipeline(model()), {"distributedmlpclassifier__alpha": [1, 2]}), X, y)
     weights = {"distributedmlpclassifier__sample_weight": np.arange(1, 102) / 50}
     grid = {"distributedmlpclassifier__alpha": [1e-4, 1.0]}
@@ -239,12 +252,36 @@ def test_pipelines_of_all_kinds_are_searched() -> None:
     assert search.n_batched_fits_ == 0  # each is fitted as a whole
 
 
+class Squared(DistributedMLPClassifier):
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        return super().fit(np.square(X), y, sample_weight)
+
+    def predict(self, X: Any) -> Any:
+        return super().predict(np.square(X))
+
+
+class Swapped(Pipeline):
+    def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
+        return super().fit(X[::-1], y, **params)
+
+
+def test_a_class_with_a_fit_of_its_own_is_fitted_by_that() -> None:
+    for estimator, grid in [
+        (model(Squared), {"alpha": [1e-4, 1.0]}),
+        (Pipeline([("net", model(Squared))]), {"net__alpha": [1e-4, 1.0]}),
+        (Swapped([("net", model())]), {"net__alpha": [1e-4, 1.0]}),
+    ]:
+        assert check(*pair(estimator, grid), *rows()).n_batched_fits_ == 0
+
+
 def test_other_estimators_are_fitted_one_by_one() -> None:
     search = check(*pair(LogisticRegression(), {"C": [0.1, 1.0]}), *rows())
     assert search.n_batched_fits_ == 0
 
 
-def test_a_candidate_that_fails_is_told_as_scikit_learn_does() -> None:
+def test_a_candidate_that_fails_is_told_as_scikit_learn_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     X, y = rows()
     grid = {"hidden_layer_sizes": [(6,), (0,)], "alpha": [1e-4, 1.0]}
     ours, theirs = pair(model(), grid)
@@ -259,6 +296,11 @@ def test_a_candidate_that_fails_is_told_as_scikit_learn_does() -> None:
     ours, _ = pair(model(), grid, error_score="raise")
     with pytest.raises(ValueError, match="hidden_layer_sizes must be > 0, got"):
         ours.fit(X, y)
+    monkeypatch.setattr(fits_together, "train_together", None)  # it is not come to
+    ours, _ = pair(model(), {"alpha": [1.0, -1.0]}, error_score="raise")
+    with pytest.raises(InvalidParameterError, match="'alpha' parameter"):
+        ours.fit(X, y)
+    monkeypatch.undo()
     ours, _ = pair(model(), {"hidden_layer_sizes": [(0,)]})
     with pytest.raises(ValueError, match="All the 3 fits failed"):
         ours.fit(X, y)
@@ -276,15 +318,58 @@ def test_a_scorer_that_fails_is_told_once(several: bool) -> None:
         return {"s": 0.5} if several else 0.5
 
     more: dict[str, Any] = {"scoring": fails, "error_score": -1.0, "refit": False}
+    more["return_train_score"] = True
     ours, _ = pair(model(), {"alpha": [1e-4, 1.0]}, **more)
-    with pytest.warns(UserWarning, match="Scoring failed 3 times.*-1") as raised:
+    with pytest.warns(UserWarning, match="Scoring failed 6 times.*-1") as raised:
         ours.fit(*rows())
     assert len([w for w in raised if "Scoring failed" in str(w.message)]) == 1
     name = "mean_test_s" if several else "mean_test_score"
     assert_array_equal(ours.cv_results_[name], [0.5, -1])
+    assert_array_equal(ours.cv_results_[name.replace("test", "train")], [0.5, -1])
     ours.set_params(error_score="raise")
     with pytest.raises(RuntimeError, match="no score for this one"):
         ours.fit(*rows())
+
+
+@pytest.mark.parametrize("bad", ["test", "train"])
+def test_the_other_side_keeps_its_score(bad: str) -> None:
+    def fails(estimator: Any, X: Any, y: Any) -> float:
+        if (len(X) < 50) == (bad == "test"):
+            raise RuntimeError("no score of these rows")
+        return 0.5
+
+    given = {"scoring": fails, "return_train_score": True, "error_score": -1.0}
+    ours, theirs = pair(model(), {"alpha": [1e-4, 1.0]}, **given)
+    found = []
+    for search in (ours, theirs):
+        with pytest.warns(UserWarning, match="Scoring failed"):
+            search.fit(*rows())
+        found.append([search.cv_results_[f"mean_{side}_score"] for side in ("test", "train")])
+    assert_array_equal(*found)
+
+
+def test_a_step_that_fails_is_told_once() -> None:
+    def fails(X: Any) -> Any:
+        raise RuntimeError("no such rows")
+
+    pipeline = make_pipeline(FunctionTransformer(fails), model())
+    ours, _ = pair(pipeline, {"distributedmlpclassifier__alpha": range(1, 30)})
+    with pytest.raises(ValueError, match="All the 87 fits failed") as raised:
+        ours.fit(*rows())
+    assert str(raised.value).count("no such rows") <= 3
+    assert len(str(raised.value)) < 10_000
+
+
+def test_candidates_are_drawn_before_splits() -> None:
+    """As in scikit-learn: of one generator for both, each has the same draws."""
+    found = []
+    for kind in (BatchedRandomizedSearchCV, RandomizedSearchCV):
+        rng = np.random.RandomState(0)
+        cv = KFold(2, shuffle=True, random_state=rng)
+        search = kind(model(), {"alpha": uniform(0, 1)}, n_iter=3, cv=cv, random_state=rng)
+        found.append(search.fit(*rows()).cv_results_)
+    assert found[0]["params"] == found[1]["params"]
+    assert_array_equal(*(results["mean_test_score"] for results in found))
 
 
 def test_a_metric_that_fails_leaves_the_others() -> None:
@@ -313,6 +398,15 @@ def test_fits_that_have_not_converged_are_told_once_at_the_users_line() -> None:
     assert warning.filename == __file__
 
 
+class Silent:
+    """A callback of scikit-learn's protocol."""
+
+    def setup(self, *given: Any, **named: Any) -> None:
+        """Nothing."""
+
+    teardown = on_fit_task_begin = on_fit_task_end = setup
+
+
 def test_what_cannot_be_searched_is_refused() -> None:
     X, y = rows()
     search, _ = pair(model(), GRID)
@@ -322,8 +416,16 @@ def test_what_cannot_be_searched_is_refused() -> None:
         search.fit(X, da.from_array(y))
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         search.fit(X, y[:-1])
-    with pytest.raises(ValueError, match="Invalid parameter 'alhpa'"):
-        BatchedGridSearchCV(model(), {"alhpa": [1]}, error_score="raise").fit(X, y)
+    for grid in ({"alhpa": [1]}, [{"alpha": [0.1]}, {"alhpa": [1], "alpha": [2]}]):
+        with pytest.raises(ValueError, match="Invalid parameter 'alhpa'"):
+            BatchedGridSearchCV(model(), grid).fit(X, y)
+    with pytest.raises(TypeError, match="Expected sequence or array-like"):
+        search.fit(None, y)
+    with pytest.raises(ValueError, match="calls no callbacks"):
+        clone(search).set_callbacks(Silent()).fit(X, y)
+    odd = BatchedGridSearchCV(model(), {"alpha": [1]}, scoring=lambda model, X, y: "good")
+    with pytest.raises(ValueError, match="A score is 'good' of type str"):
+        odd.fit(X, y)
     with pytest.raises(ValueError, match="refit must be set to a scorer key"):
         pair(model(), GRID, scoring=["accuracy", "f1_macro"])[0].fit(X, y)
     with pytest.raises(ValueError, match="verbose"):
@@ -356,6 +458,12 @@ def test_learning_curves_of_the_best_can_be_drawn() -> None:
     assert LearningCurvesDisplay.from_estimator(search.fit(*rows()).best_estimator_)
 
 
+@pytest.fixture
+def damaged(own_cluster: LocalCluster) -> Iterator[Client]:
+    with Client(own_cluster) as client:
+        yield client
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     "size", [(1, 1), (2, 1), (1, 2)], ids=lambda size: f"{size[0]}x{size[1]}"
@@ -377,6 +485,59 @@ def test_a_cluster_finds_the_same(
 
 
 @pytest.mark.cluster
+def test_a_task_has_the_callers_settings_of_scikit_learn(client: Client) -> None:
+    X, y = rows()
+    frame = pd.DataFrame(X, columns=list("abcde"))
+    named = ColumnTransformer([("a", "passthrough", ["a", "b"])])
+    pipeline = make_pipeline(StandardScaler(), named, model())
+    grid = {"distributedmlpclassifier__alpha": [1e-4, 1.0]}
+    with sklearn.config_context(transform_output="pandas"):
+        check(*pair(pipeline, grid), frame, y)
+    with sklearn.config_context(enable_metadata_routing=True):
+        scaler = StandardScaler().set_fit_request(sample_weight=False)
+        weighted = model().set_fit_request(sample_weight=True)
+        weighted = weighted.set_score_request(sample_weight=True)
+        weights = np.random.RandomState(0).uniform(0.5, 2, len(X))
+        ours, theirs = pair(make_pipeline(scaler, weighted), grid, refit=False)
+        check(ours, theirs, X, y, sample_weight=weights)
+
+
+class Odd(Exception):
+    """It cannot be pickled."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(one)
+
+
+def raises_odd(X: Any) -> Any:
+    raise Odd(1, 2)
+
+
+@pytest.mark.cluster
+def test_errors_reach_the_caller(client_of: Callable[..., Client]) -> None:
+    pipeline = make_pipeline(FunctionTransformer(raises_odd), model())
+    ours, _ = pair(pipeline, {"distributedmlpclassifier__alpha": [1]}, error_score="raise")
+    with pytest.raises(Odd):
+        ours.fit(*rows())
+    client_of(2)
+    with pytest.raises(RuntimeError, match="Odd: 1"):
+        ours.fit(*rows())
+
+
+@pytest.mark.cluster
+def test_a_search_without_its_cluster_says_so(damaged: Client) -> None:
+    X, y = rows()
+
+    endless = model(max_iter=10**6, n_iter_no_change=10**6)
+    ours, _ = pair(endless, {"alpha": [1e-4, 1.0]})
+    timer = threading.Timer(1.0, damaged.cluster.close)
+    timer.start()
+    with pytest.raises((ConnectionError, RuntimeError), match=r"Make a new Client|Start some"):
+        ours.fit(X, y)
+    timer.join()
+
+
+@pytest.mark.cluster
 def test_a_search_runs_in_a_task(client_of: Callable[..., Client]) -> None:
     """On the one thread that its own tasks then take."""
 
@@ -386,12 +547,6 @@ def test_a_search_runs_in_a_task(client_of: Callable[..., Client]) -> None:
 
     future = client_of(1, 1).submit(found, pure=False)
     assert future.result(60) == found()
-
-
-@pytest.fixture
-def damaged(own_cluster: LocalCluster) -> Iterator[Client]:
-    with Client(own_cluster) as client:
-        yield client
 
 
 @pytest.mark.cluster
@@ -415,14 +570,25 @@ def test_a_worker_that_is_lost_costs_nothing_but_time(damaged: Client, tmp_path:
 
 
 def test_tasks_are_even_and_stacks_as_large_as_they_can_be() -> None:
-    grid = [{"alpha": a} for a in range(24)]
-    assert [len(chunk) for chunk in _chunks(grid, 3, 1)] == [24] * 3
-    assert [len(chunk) for chunk in _chunks(grid, 3, 2)] == [6] * 12
-    assert [len(chunk) for chunk in _chunks(grid, 3, 100)] == [1] * 72
+    def sizes(n_at_once: int, prefix: str | None = "net__") -> list[int]:
+        grid = [{"net__alpha": a} for a in range(24)]
+        return [len(job.candidates) for job in jobs_of(grid, 3, prefix, n_at_once)]
+
+    assert sizes(1) == [24] * 3
+    assert sizes(2) == [6] * 12
+    assert sizes(100) == [1] * 72
+    assert sizes(2, "") == sizes(2, None) == [6] * 12
     mixed = [{"alpha": a, "hidden_layer_sizes": (h,)} for a in range(5) for h in (3, 4)]
-    for n_at_once in (1, 2, 4):
-        for chunk in _chunks(mixed, 3, n_at_once):
-            assert len({(job.split, job.params["hidden_layer_sizes"]) for job in chunk}) == 1
+    assert len(jobs_of(mixed, 3, "", 1)) == 3
+    for job in jobs_of(mixed, 3, "", 2):  # those that are trained together are side by side
+        sizes_in_turn = [params["hidden_layer_sizes"] for _, _, params in job.candidates]
+        assert sizes_in_turn == sorted(sizes_in_turn)
+    one_each = [{"class_weight": {0: w}} for w in range(300)]
+    assert len(jobs_of(one_each, 5, None, 2)) == 10
+    steps = [{"scale__with_mean": m, "net__tol": t} for t in (0, 1) for m in (True, False)]
+    [job] = jobs_of(steps, 1, "net__", 1)
+    assert [number for number, _, _ in job.candidates] == [0, 2, 1, 3]
+    assert [key for _, key, _ in job.candidates] == [0, 0, 1, 1]
 
 
 def test_nothing_is_compiled_for_a_stack_but_loops(monkeypatch: pytest.MonkeyPatch) -> None:

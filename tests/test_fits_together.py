@@ -1,7 +1,9 @@
 """Many fits at once: each is its own `fit`, bit for bit, whoever trains beside it."""
 
+import gc
 import pickle
 import warnings
+import weakref
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.testing import assert_array_equal
 
 from skdtheano import DistributedMLPClassifier, DistributedMLPRegressor
 from skdtheano.estimators import fits_together
-from skdtheano.estimators.fits_together import Fit, Table, fit_all
+from skdtheano.estimators.fits_together import Fit, Table, fit_each
 
 pytestmark = [
     pytest.mark.parity,
@@ -26,11 +28,18 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return X, np.digitize(X[:, 0] + 0.5 * X[:, 1] * X[:, 2], [-0.5, 0.5])
 
 
+TABLE = Table(*digits())
+
+
 def net(**given: Any) -> DistributedMLPClassifier:
     return DistributedMLPClassifier(
         **{"hidden_layer_sizes": (6,), "batch_size": 20, "max_iter": 7, "random_state": 0}
         | given
     )
+
+
+def fit_all(fits: list[Fit]) -> None:
+    assert {id(fit) for fit in fit_each(fits)} == {id(fit) for fit in fits}
 
 
 def of_one_table(models: list[Any], *rows: Any) -> list[Fit]:
@@ -116,8 +125,23 @@ def test_models_share_the_order_of_their_rows(shuffle: Any) -> None:
     check(of_one_table([net(alpha=alpha, shuffle=shuffle) for alpha in (0.1, 1, 10)]))
 
 
-def test_numbers_may_be_whole() -> None:
+def test_numbers_may_be_whole_or_short() -> None:
     check(of_one_table([net(alpha=alpha, learning_rate_init=1) for alpha in (1, 2)]))
+    X, y = digits()
+    numbers = [np.float32(0.1), np.float16(0.3)]
+    check(of_one_table([net(alpha=a) for a in numbers], X.astype(np.float32), y))
+
+
+@pytest.mark.parametrize("n_classes", [2, 8, 10, 32, 40])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_minibatch_of_one_row_is_as_alone(n_classes: int, dtype: str) -> None:
+    """NumPy sums ten columns of one row by pairs, and of several rows one after another."""
+    rng = np.random.RandomState(0)
+    y = np.arange(121) % n_classes
+    X = rng.standard_normal((121, 4)).astype(dtype) + y[:, None]
+    for batch_size in (1, 40, 7):  # of which 121 rows leave one over, and two
+        models = [net(batch_size=batch_size, alpha=a, max_iter=3) for a in (0.1, 1.0, 10.0)]
+        check(of_one_table(models, X, y))
 
 
 def test_models_of_several_architectures_and_solvers_are_told_apart() -> None:
@@ -189,10 +213,11 @@ def test_a_stack_is_no_larger_than_caches_are(monkeypatch: pytest.MonkeyPatch) -
         "train_together",
         lambda model, members: (sizes.append(len(members)), trained(model, members)),
     )
-    check(of_one_table([net(alpha=10.0**k) for k in range(-3, 2)]))
+    check(of_one_table([net(alpha=10.0**k) for k in range(-3, 2)]), n_stacked=4)
     assert sizes == [2, 2, 1]
 
 
+@pytest.mark.filterwarnings("error")
 def test_one_that_diverges_has_its_own_error_and_spoils_no_other() -> None:
     X, y = digits()
     y = y.astype(float)
@@ -243,7 +268,7 @@ def test_a_minibatch_without_weight_is_the_error_of_a_fit_alone() -> None:
     fit_all(fits)
     assert "sample_weight of the 20 rows of minibatch 1" in str(fits[0].error)
     assert str(fits[1].error) == str(fits[0].error)
-    assert fits[2].error is None and fits[2].was_stacked
+    assert fits[2].error is None and hasattr(fits[2].estimator, "coefs_")
 
 
 def test_a_fitted_model_goes_on_as_after_its_own_fit() -> None:
@@ -254,6 +279,26 @@ def test_a_fitted_model_goes_on_as_after_its_own_fit() -> None:
         model.partial_fit(*digits())
     assert_equal(fit.estimator, expected)
     assert pickle.loads(pickle.dumps(fit.estimator)).n_iter_ == expected.n_iter_
+
+
+def test_a_stack_that_fails_is_fitted_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(model: Any, members: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(fits_together, "train_together", fails)
+    check(of_one_table([net(), net(alpha=1)]), n_stacked=0)
+
+
+def test_a_fitted_model_is_nobodys_but_the_callers() -> None:
+    models: list[Any] = []
+    fits = (Fit(net(hidden_layer_sizes=(300,), alpha=a, max_iter=1), TABLE) for a in range(24))
+    alive = []
+    for fit in fit_each(fits):
+        models.append(weakref.ref(fit.estimator))
+        del fit
+        gc.collect()
+        alive.append(sum(m() is not None and hasattr(m(), "coefs_") for m in models))
+    assert len(models) == 24 and max(alive) <= 2
 
 
 def test_whether_a_model_had_converged_is_told() -> None:

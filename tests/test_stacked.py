@@ -22,7 +22,7 @@ NETWORKS = [
     for (loss, (_, link)), activation, (row_dtype, dtype) in product(
         LOSSES.items(),
         ACTIVATIONS,
-        [("float64", "float64"), ("float32", "float32"), ("float32", "float64")],
+        [("float64", "float64"), ("float32", "float32")],
     )
 ]
 

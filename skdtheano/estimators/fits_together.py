@@ -1,13 +1,14 @@
 """Fits of many models in this process, those of one architecture together."""
 
+import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import scipy.sparse
 from sklearn.utils import check_random_state
 
@@ -17,9 +18,28 @@ from skdtheano.estimators.fitted_state import OptimizerState
 from skdtheano.estimators.perceptron import DistributedPerceptron
 from skdtheano.estimators.training_data import TrainingData, data_in_memory
 from skdtheano.runtime.model import Model
+from skdtheano.runtime.program import NUMPY
 from skdtheano.runtime.sites import LocalSite
 from skdtheano.runtime.stack import Member, Stream, train_together
 from skdtheano.runtime.stacked_program import can_stack
+
+#: Parameters that models which are trained together may differ in.
+NUMBERS = frozenset(
+    {
+        "alpha",
+        "beta_1",
+        "beta_2",
+        "epsilon",
+        "learning_rate",
+        "learning_rate_init",
+        "max_iter",
+        "momentum",
+        "n_iter_no_change",
+        "power_t",
+        "random_state",
+        "tol",
+    }
+)
 
 #: Of parameters, gradients, moments and layers of the models that take their steps together,
 #: and how many there are at least: calls cost more than memory then.
@@ -80,64 +100,100 @@ class _Prepared:
         self.fit.estimator.__dict__.update(self.unfitted)
 
 
-def fit_all(fits: Sequence[Fit]) -> None:
-    """Fit some models; each is what its own `fit` makes of it, bit for bit.
+def fit_each(fits: Iterable[Fit]) -> Iterator[Fit]:
+    """Fit some models, and yield each when it is done; each is what its own `fit` makes of it.
 
     Models of one architecture are trained as one (see `skdtheano.runtime.stack`), whatever
     their rows, seeds and numbers are, if their minibatches have the same lengths; but for
-    those of `_trains_alone`, which are trained one after another.
+    those of `_trains_alone`, which are trained one after another. Bits are those of fits one
+    by one, but for a ``random_state`` of None: these draw from one generator in turn. What
+    is yielded is not kept here: of fitted models there are as many as the caller keeps, and
+    as many as are trained at once.
     """
-    groups: dict[Any, list[_Prepared]] = {}
-    alone = []
+    groups: dict[Any, deque[Fit]] = {}
+    alone: deque[Fit] = deque()
     reader = _Reader()
     for fit in fits:
-        with _shared_time([fit]):
-            ready = None if _trains_alone(fit) else _prepared(fit, reader)
-        if ready is None:
-            alone.append(fit)
-        else:
-            order = ready.member.stream.order
-            key = (ready.model, order.batch_size, order.n_rows)
-            groups.setdefault(key, []).append(ready)
+        kind = alone if _trains_alone(fit) else groups.setdefault(_kind(fit), deque())
+        kind.append(fit)
     for group in groups.values():
-        for stack in _stacks(group):
-            _share_streams(stack)
-            with _shared_time([ready.fit for ready in stack]):
-                train_together(stack[0].model, [ready.member for ready in stack])
-                for ready in stack:
-                    if ready.member.is_finite:
-                        _finish(ready)
-                    else:
-                        ready.give_up()
-                        alone.append(ready.fit)  # its own fit describes what was not finite
-    for fit in alone:
+        yield from _fitted_together(group, reader)
+    while alone:
+        yield _fitted_alone(alone.popleft())
+
+
+def _kind(fit: Fit) -> Any:
+    """Equal for models that may be of one architecture: all but their numbers."""
+    params = fit.estimator.get_params(deep=False)
+    kept = sorted((name, repr(value)) for name, value in params.items() if name not in NUMBERS)
+    return type(fit.estimator), *kept
+
+
+def _fitted_together(group: deque[Fit], reader: "_Reader") -> Iterator[Fit]:
+    """Models that may be of one architecture; those that read the same rows side by side."""
+    tables = {id(fit.table): place for place, fit in enumerate(group)}
+    seeds = {repr(fit.estimator.random_state): place for place, fit in enumerate(group)}
+    ordered = deque(
+        sorted(
+            group, key=lambda f: (tables[id(f.table)], seeds[repr(f.estimator.random_state)])
+        )
+    )
+    group.clear()
+    n_fits, n_streams = len(ordered), len(tables) * len(seeds)
+    waiting: dict[Any, list[_Prepared]] = {}
+    while ordered:
+        fit = ordered.popleft()
         with _shared_time([fit]):
-            try:
-                fit.estimator.fit(fit.table.X, fit.table.y, fit.table.sample_weight)
-            except Exception as error:
-                fit.error = error
+            ready = _prepared(fit, reader)
+        if ready is None:
+            yield _fitted_alone(fit)
+            continue
+        order = ready.member.stream.order
+        key = (ready.model, order.batch_size, order.n_rows)
+        stack = waiting.setdefault(key, [])
+        stack.append(ready)
+        n_at_once = _n_at_once(ready, own_rows=n_streams > 1)
+        if len(stack) >= math.ceil(n_fits / math.ceil(n_fits / n_at_once)):  # even stacks
+            yield from _trained(waiting.pop(key))
+    for stack in waiting.values():
+        yield from _trained(stack)
 
 
-def _stacks(group: Sequence[_Prepared]) -> Iterator[list[_Prepared]]:
-    """So many models at a time that a core's caches hold what they compute with."""
-    model, batch_size = group[0].model, group[0].member.stream.order.batch_size
-    layout = model.layout
+def _n_at_once(ready: _Prepared, own_rows: bool) -> int:
+    """So many models that a core's caches hold what they compute with."""
+    layout, batch_size = ready.model.layout, ready.member.stream.order.batch_size
     n_entries = 4 * layout.n_parameters + 2 * batch_size * sum(layout.units[1:])
-    n = max(_FEWEST, _STACK_BYTES // (n_entries * model.dtype.itemsize))
-    by_stream: dict[Any, list[_Prepared]] = {}
-    for ready in group:
-        by_stream.setdefault(ready.stream_key, []).append(ready)
-    ordered = [ready for stream in by_stream.values() for ready in stream]
-    for part in np.array_split(np.arange(len(ordered)), -(-len(ordered) // n)):
-        yield [ordered[place] for place in part]
+    if own_rows:
+        n_entries += batch_size * layout.units[0]
+    return max(_FEWEST, _STACK_BYTES // (n_entries * ready.model.dtype.itemsize))
 
 
-def _share_streams(stack: Sequence[_Prepared]) -> None:
-    """One stream for all models of a stack that read the same rows in the same order."""
+def _trained(stack: list[_Prepared]) -> Iterator[Fit]:
     streams: dict[Any, Stream] = {}
-    for ready in stack:
+    for ready in stack:  # one for all that read the same rows in the same order
         member = ready.member
         member.stream = streams.setdefault(ready.stream_key, member.stream)
+    is_one_of_many, has_ended = len(stack) > 1, False
+    with suppress(Exception), _shared_time([ready.fit for ready in stack]):
+        train_together(stack[0].model, [ready.member for ready in stack])
+        has_ended = True
+    while stack:
+        ready = stack.pop(0)
+        if has_ended and ready.member.is_finite:
+            _finish(ready, is_one_of_many)
+            yield ready.fit
+        else:  # its own fit describes what was wrong
+            ready.give_up()
+            yield _fitted_alone(ready.fit)
+
+
+def _fitted_alone(fit: Fit) -> Fit:
+    with _shared_time([fit]):
+        try:
+            fit.estimator.fit(fit.table.X, fit.table.y, fit.table.sample_weight)
+        except Exception as error:
+            fit.error = error
+    return fit
 
 
 @contextmanager
@@ -154,12 +210,16 @@ def _trains_alone(fit: Fit) -> bool:
     """Whether a model cannot be trained with others: for what differs from model to model."""
     model = fit.estimator
     return (
-        model.solver == "lbfgs"
+        # Another class may do something else in its own.
+        type(model).fit is not DistributedPerceptron.fit
+        or model.solver == "lbfgs"
         or bool(model.early_stopping)
         or bool(model.verbose)
         or bool(model.warm_start)
         or model.sync_every != 1
-        or any(value is not None for value in (model.client, model.checkpoint, model.mode))
+        or model.client is not None
+        or model.checkpoint is not None
+        or model.mode not in (None, NUMPY)
         # One generator for several models: they would draw in another order than alone.
         or not isinstance(model.random_state, Integral | None)
         or scipy.sparse.issparse(fit.table.X)
@@ -217,11 +277,11 @@ class _Reader:
         return data
 
 
-def _finish(ready: _Prepared) -> None:
+def _finish(ready: _Prepared, is_one_of_many: bool) -> None:
     """Set what training has found."""
     fit, final = ready.fit, ready.member.state
     fit.estimator._keep_learned(
         ready.model, final.theta, ready.progress, ready.optimizer, final
     )
-    fit.was_stacked = True
+    fit.was_stacked = is_one_of_many
     fit.ended_at_max_iter = not ready.progress.stopped

@@ -367,7 +367,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
             learning_rate_init=optimizer.learning_rate_init,
             learning_rate=optimizer.schedule,
             power_t=optimizer.power_t,
-            alpha=self.alpha,
+            alpha=float(self.alpha),
             max_iter=self.max_iter,
             tol=self.tol,
             n_iter_no_change=self.n_iter_no_change,

@@ -2,11 +2,15 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from numbers import Number
 from typing import Any
 
+import cloudpickle
 import joblib
 import numpy as np
+import sklearn
 from dask.base import is_dask_collection
 from sklearn.base import _fit_context, clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
@@ -18,32 +22,23 @@ from sklearn.model_selection import (
     check_cv,
 )
 from sklearn.utils import indexable
-from sklearn.utils.validation import _check_method_params
+from sklearn.utils.validation import _check_method_params, _num_samples
 
+from skdtheano.estimators.fits_together import NUMBERS
 from skdtheano.model_selection.calls import as_is
-from skdtheano.model_selection.fold_fits import Job, Outcome, Request, Split, fit_and_score
+from skdtheano.model_selection.fold_fits import (
+    Job,
+    Outcome,
+    Request,
+    Side,
+    Split,
+    fit_and_score,
+    prefix_of,
+)
 from skdtheano.model_selection.places import InProcess, OnCluster, Place
 from skdtheano.model_selection.recorded import RecordedSearch
 from skdtheano.notices import warn_user
 from skdtheano.runtime.clients import resolve_client
-
-#: Parameters that candidates which are trained together may differ in.
-_NUMBERS = frozenset(
-    {
-        "alpha",
-        "beta_1",
-        "beta_2",
-        "epsilon",
-        "learning_rate",
-        "learning_rate_init",
-        "max_iter",
-        "momentum",
-        "n_iter_no_change",
-        "power_t",
-        "random_state",
-        "tol",
-    }
-)
 
 #: Tasks for each thread of a cluster: so many that the last ones end at about the same time.
 _TASKS_PER_THREAD = 4
@@ -95,31 +90,43 @@ class _Batched:
                 raise TypeError(
                     f"{name} is a dask {type(value).__name__}, and {type(self).__name__} "
                     "trains many models on rows in memory. Use scikit-learn's GridSearchCV, "
-                    "whose fits of dask collections are spread over the cluster one by one."
+                    "whose fits of dask arrays are spread over the cluster one by one; of a "
+                    "DataFrame give it to_dask_array(lengths=True)."
                 )
+        if getattr(self, "_skl_callbacks", None):
+            raise ValueError(
+                f"{type(self).__name__} calls no callbacks: its fits are not told apart. Use "
+                "GridSearchCV, or set_callbacks() without any."
+            )
         scorer, _ = self._get_scorers()
         X, y = indexable(X, y)
         params = _check_method_params(X, params=params)
         routed = self._get_routed_params_for_fit(params)
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
-        rows = np.arange(X.shape[0] if hasattr(X, "shape") else len(X))
+        rows = np.arange(_num_samples(X))
+        candidates = [dict(candidate) for candidate in self._candidates()]
+        _check_names(self.estimator, candidates)
         splits = [
             (rows[train], rows[test])
             for train, test in cv.split(X, y, **routed.splitter.split)
         ]
-        candidates = [dict(candidate) for candidate in self._candidates()]
         self._say(
             f"Fitting {len(splits)} folds for each of {len(candidates)} candidates, "
             f"totalling {len(splits) * len(candidates)} fits"
         )
+        client = resolve_client(None)
         request = Request(
             self.estimator,
             scorer,
             routed.estimator.fit,
             routed.scorer.score,
-            self.return_train_score,
+            scores_train=self.return_train_score,
+            stops_at_error=self.error_score == "raise",
+            config=sklearn.get_config(),
+            travels=client is not None,
         )
-        outcomes = self._outcomes(request, X, y, splits, candidates)
+        place = InProcess() if client is None else OnCluster(client)
+        outcomes = self._outcomes(place, request, X, y, splits, candidates)
         self._keep(
             RecordedSearch(
                 candidates,
@@ -138,6 +145,7 @@ class _Batched:
 
     def _outcomes(
         self,
+        place: Place,
         request: Request,
         X: Any,
         y: Any,
@@ -145,18 +153,19 @@ class _Batched:
         candidates: Sequence[Mapping[str, Any]],
     ) -> list[Outcome]:
         """Fit and score every candidate on every split."""
-        client = resolve_client(None)
-        place: Place = InProcess() if client is None else OnCluster(client)
-        chunks = _chunks(candidates, len(splits), place.n_at_once())
-        shared = [place.put(X), place.submit(as_is, y), place.submit(as_is, splits)]
-        request = place.submit(as_is, request)
-        waiting = [place.submit(fit_and_score, request, *shared, jobs) for jobs in chunks]
+        prefix = prefix_of(self.estimator)
+        jobs = jobs_of(candidates, len(splits), prefix, place.n_at_once())
+        shared = [place.submit(as_is, request), place.put(X), place.put(y)]
+        rows = [place.submit(as_is, split) for split in splits]
+        waiting = [place.submit(fit_and_score, *shared, rows[j.split], j) for j in jobs]
         outcomes: list[Outcome] = []
         try:
             while waiting:
                 done = place.first_done(waiting)
                 waiting = [handle for handle in waiting if handle is not done]
                 outcomes += place.result(done)
+                if self.error_score == "raise":
+                    _raise_first(outcomes)
                 if self.verbose > 1:
                     self._say(f"{len(outcomes)} of {len(splits) * len(candidates)} fits done")
         except BaseException:
@@ -166,37 +175,26 @@ class _Batched:
 
     def _judged(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Outcomes with numbers for scores; warns of what has failed or not converged."""
-        if self.error_score == "raise":
-            for outcome in outcomes:
-                error = outcome.fit_error or outcome.score_error
-                if error is not None:
-                    raise error
-        known = next((o.test for o in outcomes if isinstance(o.test, dict)), None)
-        failures: list[str] = []
+        sides = [side for o in outcomes for side in (o.test, o.train) if side is not None]
+        known = next((side.score for side in sides if isinstance(side.score, dict)), None)
+        failed = self.error_score if known is None else dict.fromkeys(known, self.error_score)
+        failures = [side.traceback for side in sides if side.error is not None]
 
-        def number(outcome: Outcome, score: Any) -> Any:
-            if outcome.fit_error is not None:
+        def numbered(side: Side | None) -> Side | None:
+            if side is None:
                 return None
-            if outcome.score_error is not None:
-                failures.append(outcome.score_traceback)
-                return (
-                    self.error_score
-                    if known is None
-                    else dict.fromkeys(known, self.error_score)
-                )
-            if not isinstance(score, dict):
-                return score
+            if side.error is not None:
+                return Side(failed)
             # A scorer of several metrics tells of one that has failed by its traceback.
-            failures.extend(value for value in score.values() if isinstance(value, str))
-            return {
-                name: self.error_score if isinstance(value, str) else value
-                for name, value in score.items()
+            several = side.score if isinstance(side.score, dict) else {"score": side.score}
+            failures.extend(filter(_is_traceback, several.values()))
+            found = {
+                name: self.error_score if _is_traceback(value) else _as_number(value)
+                for name, value in several.items()
             }
+            return Side(found if isinstance(side.score, dict) else found["score"])
 
-        judged = [
-            replace(o, test=number(o, o.test), train=o.train and number(o, o.train))
-            for o in outcomes
-        ]
+        judged = [replace(o, test=numbered(o.test), train=numbered(o.train)) for o in outcomes]
         if failures:
             warn_user(
                 f"Scoring failed {len(failures)} times, and the score is "
@@ -206,7 +204,8 @@ class _Batched:
         if n_short:
             warn_user(
                 f"{n_short} of {len(outcomes)} fits reached their max_iter and had not "
-                "converged. Raise max_iter, or learning_rate_init, if these are to converge.",
+                "converged, without those that were fitted alone. Raise max_iter, or "
+                "learning_rate_init, if these are to converge.",
                 ConvergenceWarning,
             )
         return judged
@@ -237,21 +236,23 @@ class _Batched:
 class BatchedGridSearchCV(_Batched, GridSearchCV):
     """A grid search that trains the candidates of one architecture as one model.
 
-    What `sklearn.model_selection.GridSearchCV` finds, with the same numbers: parameters,
-    scores and curves are those of fits one by one, bit for bit. Candidates of
+    What `sklearn.model_selection.GridSearchCV` finds, with the same numbers: with an int for
+    ``random_state``, parameters, scores and curves are those of fits one by one, bit for
+    bit. Candidates of
     `DistributedMLPClassifier` or `DistributedMLPRegressor`, or of a
     `sklearn.pipeline.Pipeline` that ends in one, are stacked where all but these parameters
     are equal: ``alpha``, ``learning_rate``, ``learning_rate_init``, ``power_t``,
     ``momentum``, ``beta_1``, ``beta_2``, ``epsilon``, ``max_iter``, ``tol``,
     ``n_iter_no_change`` and ``random_state``. Each step gathers its rows once and computes
     all of them, and one that has converged leaves the others. Steps of a pipeline before the
-    network are fitted once for each fold and setting of theirs. Others are fitted one after
-    another: with ``solver="lbfgs"``, early stopping, sparse rows, a compile mode, a client
-    or a checkpoint, and any other estimator.
+    network are fitted once for each fold and setting of theirs, in each task. Others are
+    fitted one after another: with ``solver="lbfgs"``, early stopping, sparse rows, a compile
+    mode of the engine or a checkpoint, and any other estimator, as a class with a ``fit``
+    of its own is.
 
     The smaller the networks and minibatches, the more does this save. On a dask client, if
     one is current, the stacks are spread over its workers, and what a lost worker held is
-    trained again; otherwise all runs in this process.
+    trained again; otherwise all runs in this process. So there is no ``n_jobs``.
 
     Parameters
     ----------
@@ -279,7 +280,7 @@ class BatchedGridSearchCV(_Batched, GridSearchCV):
         As of `sklearn.model_selection.GridSearchCV`. Times in seconds; models that are
         trained together have equal shares.
     n_batched_fits_ : int
-        How many of the fits were trained together with others.
+        How many of the fits of the search were trained together with others.
 
     See Also
     --------
@@ -406,27 +407,81 @@ class BatchedRandomizedSearchCV(_Batched, RandomizedSearchCV):
         return candidates
 
 
-def _chunks(
-    candidates: Sequence[Mapping[str, Any]], n_splits: int, n_at_once: int
-) -> list[list[Job]]:
-    """Jobs by task: those of one split that can be trained together, in even parts."""
-    groups: dict[Any, list[Job]] = {}
+def jobs_of(
+    candidates: Sequence[Mapping[str, Any]], n_splits: int, prefix: str | None, n_at_once: int
+) -> list[Job]:
+    """Candidates by split, in even parts; those that can be trained together side by side.
+
+    Parameters
+    ----------
+    prefix : str or None
+        See `skdtheano.model_selection.fold_fits.prefix_of`.
+    n_at_once : int
+        Tasks that run at the same time; 1 makes a job of each split.
+    """
+    numbers = {f"{prefix}{name}" for name in NUMBERS} if prefix is not None else set()
+    order: list[tuple[int, int, int]] = []
+    steps_known: dict[Any, int] = {}
+    kinds_known: dict[Any, int] = {}
     for number, params in enumerate(candidates):
-        others = {k: v for k, v in params.items() if k.rsplit("__")[-1] not in _NUMBERS}
-        kind = joblib.hash(sorted(others.items()))
-        for split in range(n_splits):
-            groups.setdefault((kind, split), []).append(Job(number, split, params))
-    n_jobs = len(candidates) * n_splits
-    at_most = n_jobs if n_at_once == 1 else -(-n_jobs // (_TASKS_PER_THREAD * n_at_once))
+        kind = {name: value for name, value in params.items() if name not in numbers}
+        steps = {n: v for n, v in kind.items() if not prefix or not n.startswith(prefix)}
+        place = steps_known.setdefault(_settings(steps) if prefix else (), len(steps_known))
+        kind_place = kinds_known.setdefault(_settings(kind), len(kinds_known))
+        order.append((place, kind_place, number))
+    order.sort()
+    n_parts = 1
+    if n_at_once > 1:
+        n_parts = max(1, min(len(order), -(-_TASKS_PER_THREAD * n_at_once // n_splits)))
+        # As many tasks for each thread: with one more, all others would wait for it.
+        even = (
+            n for n in range(n_parts, n_parts + n_at_once) if n * n_splits % n_at_once == 0
+        )
+        n_parts = min(next(even, n_parts), len(order))
+    parts = np.array_split(np.arange(len(order)), n_parts)
+    return [
+        Job(split, [(order[i][2], order[i][0], candidates[order[i][2]]) for i in part])
+        for split in range(n_splits)
+        for part in parts
+    ]
 
-    def parts(more: int) -> list[int]:
-        return [min(-(-len(jobs) // at_most) + more, len(jobs)) for jobs in groups.values()]
 
-    # As many tasks for each thread: with one more, all others would wait for it.
-    even = (more for more in range(n_at_once) if sum(parts(more)) % n_at_once == 0)
-    chunks = []
-    for jobs, n in zip(groups.values(), parts(next(even, 0)), strict=True):
-        chunks += [
-            [jobs[place] for place in part] for part in np.array_split(range(len(jobs)), n)
-        ]
-    return chunks
+def _raise_first(outcomes: Sequence[Outcome]) -> None:
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+
+
+def _is_traceback(score: Any) -> bool:
+    return isinstance(score, str) and score.startswith("Traceback")
+
+
+def _as_number(score: Any) -> Any:
+    """A score that is one; arrays of one entry count, as in scikit-learn."""
+    value = score.item() if hasattr(score, "item") and np.size(score) == 1 else score
+    if not isinstance(value, Number):
+        raise ValueError(
+            f"A score is {score!r} of type {type(score).__name__}, and has to be a number. "
+            "Let scoring= return one, or a dict of some."
+        )
+    return value
+
+
+def _settings(params: Mapping[str, Any]) -> Any:
+    """Equal for equal parameters."""
+    for pickled in (joblib.hash, cloudpickle.dumps):  # the latter takes a script's own classes
+        with suppress(Exception):
+            return pickled(sorted(params.items()))
+    return object()  # what cannot be pickled is like nothing else
+
+
+def _check_names(estimator: Any, candidates: Sequence[Mapping[str, Any]]) -> None:
+    """Raise for a parameter that there is not, before any candidate is fitted."""
+    known = set()
+    for params in candidates:
+        # Where a step is replaced its own parameters count.
+        replaced = [value for value in params.values() if hasattr(value, "get_params")]
+        names = (*params, *map(id, replaced))
+        if names not in known:
+            clone(estimator).set_params(**clone(params, safe=False))
+            known.add(names)

@@ -2,8 +2,9 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ class OnCluster(Place):
 
     def n_at_once(self) -> int:
         n_threads: dict[str, int] = self._client.nthreads()
-        return max(1, sum(n_threads.values()))
+        return max(2, sum(n_threads.values()))  # more of them may come
 
     def put(self, rows: Any) -> Any:
         if not isinstance(rows, np.ndarray):
@@ -142,12 +143,22 @@ class OnCluster(Place):
         alone_since: float | None = None
         with outside_the_slots():
             while True:
-                with suppress(TimeoutError):
+                # Of what was cancelled `result` tells.
+                with suppress(TimeoutError, CancelledError), self._closed_is_told():
                     wait(handles, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
                 for handle in handles:
                     if handle.status != "pending":
                         return handle
                 alone_since = self._look(alone_since)
+
+    @contextmanager
+    def _closed_is_told(self) -> Iterator[None]:
+        """What dask raises once the client is closed depends on when that is."""
+        try:
+            yield
+        except ValueError:
+            self._look(None)
+            raise
 
     def _look(self, alone_since: float | None) -> float | None:
         if self._client.status != "running":
@@ -167,19 +178,22 @@ class OnCluster(Place):
         return now if alone_since is None else alone_since
 
     def result(self, handle: Any) -> Any:
+        gone = ConnectionError(
+            "The cluster has cancelled the tasks of the search: its scheduler was restarted, "
+            "or is gone. Make a new Client and fit again."
+        )
         if handle.status == "cancelled":
-            raise ConnectionError(
-                "The cluster has cancelled the tasks of the search: its scheduler was "
-                "restarted, or is gone. Make a new Client and fit again."
-            )
+            raise gone
         try:
             with outside_the_slots():
                 return handle.result()
+        except CancelledError as cancelled:
+            raise gone from cancelled
         except KilledWorker as killed:
             raise RuntimeError(
                 f"{killed} A task of the search that kills its workers may need more memory "
-                "than they have: give them more (memory_limit=), or use smaller blocks and a "
-                "smaller test_size."
+                "than they have: give them more (memory_limit=), or search with fewer rows, "
+                "in smaller blocks if they are a dask collection."
             ) from killed
 
     def cancel(self, handles: Sequence[Any]) -> None:

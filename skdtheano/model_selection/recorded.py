@@ -6,6 +6,7 @@ outcome up, and so does the scorer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import joblib
@@ -22,11 +23,15 @@ _NUMBER = "__number"
 class _Recorded(BaseEstimator):
     """Stands for the models of a search; fitted ones know candidate and rows."""
 
-    def __init__(self, outcomes: Mapping[tuple[int, bytes], list[tuple[bytes, Outcome]]]):
-        self.outcomes = outcomes
+    def __init__(
+        self,
+        outcomes: Mapping[tuple[int, bytes], list[tuple[bytes, Outcome]]],
+        tracebacks: Mapping[int, TracebackType | None],
+    ) -> None:
+        self.outcomes, self.tracebacks = outcomes, tracebacks
 
     def __sklearn_clone__(self) -> "_Recorded":
-        return _Recorded(self.outcomes)
+        return _Recorded(self.outcomes, self.tracebacks)
 
     def set_params(self, **params: Any) -> "_Recorded":
         self.number = params[_NUMBER]
@@ -37,7 +42,8 @@ class _Recorded(BaseEstimator):
         self.train = X.tobytes()
         for _, outcome in self.outcomes.get((self.number, self.train), []):
             if outcome.fit_error is not None:
-                raise outcome.fit_error
+                # One of several candidates' is raised again: without what was added to it.
+                raise outcome.fit_error.with_traceback(self.tracebacks[id(outcome.fit_error)])
         return self
 
 
@@ -45,7 +51,9 @@ def _score(model: _Recorded, X: np.ndarray, y: None = None) -> Any:
     rows = X.tobytes()
     outcomes = model.outcomes[model.number, model.train]
     of_test = [outcome for test, outcome in outcomes if test == rows]
-    return of_test[0].test if of_test else outcomes[0][1].train
+    side = of_test[0].test if of_test else outcomes[0][1].train
+    assert side is not None
+    return side.score
 
 
 class RecordedSearch(GridSearchCV):
@@ -78,8 +86,9 @@ class RecordedSearch(GridSearchCV):
         for outcome in outcomes:
             train, test = keys[outcome.split]
             by_rows.setdefault((outcome.candidate, train), []).append((test, outcome))
+        errors = [o.fit_error for o in outcomes if o.fit_error is not None]
         super().__init__(
-            _Recorded(by_rows),
+            _Recorded(by_rows, {id(error): error.__traceback__ for error in errors}),
             {},  # `_run_search` has the candidates
             scoring=_score,
             refit=(lambda results: refit(self._tidied(results))) if callable(refit) else refit,

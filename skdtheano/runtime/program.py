@@ -137,35 +137,24 @@ class _BoundUpdate:
         )
 
 
-class Program:
-    """A model's compiled pieces, leased to one thread for a ``with`` block.
+class Leases:
+    """Pieces of a model's program, leased to one thread for a ``with`` block.
 
-    Arrays that are passed to it again are bound once: to be quick, pass the same ones.
+    Parameters
+    ----------
+    spec : ProgramSpec
     """
 
     def __init__(self, spec: ProgramSpec) -> None:
         self.spec = spec
         self._pieces: dict[tuple[Any, ...], Any] = {}
         self._runs: OrderedDict[tuple[int, ...], Any] = OrderedDict()
-        dtype = spec.network.dtype
-        self._loss = np.zeros((), dtype)
-        self._products: dict[tuple[object, ...], np.ndarray] = {}
-        self._scalars: list[np.ndarray] = []
         self._sums: Piece | None = None
-        self._last_update: _BoundUpdate | None = None
 
-    def __enter__(self) -> "Program":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def give_back(self) -> None:
+        """Let others have the pieces."""
         self._runs.clear()
         self._sums = None
-        self._last_update = None
         with _idle_lock:
             for key, piece in self._pieces.items():
                 _idle.setdefault(key, []).append(piece)
@@ -232,6 +221,56 @@ class Program:
         key = tuple(map(id, things))
         self._bound(things, key, piece.generation, lambda: piece.bind(inputs, out))()
 
+    def _sums_piece(self, stacked: Sequence[int] = ()) -> Piece:
+        spec = self.spec
+
+        def graph() -> tuple[Sequence[Any], Sequence[Any]]:
+            sums = block_graph(spec.network, spec.loss)
+            return sums.inputs, sums.outputs
+
+        self._sums = self._piece(("sums", spec.network, spec.loss), graph, stacked)
+        return self._sums
+
+    def _rule(self) -> str:
+        if self.spec.rule is None:
+            raise ValueError("This program has no update: its spec names no optimizer rule.")
+        return self.spec.rule
+
+    def _update_recipe(self) -> Recipe:
+        rule, dtype = self._rule(), self.spec.network.dtype
+
+        def graph() -> tuple[Sequence[Any], Sequence[Any]]:
+            update = update_graph(rule, dtype)
+            return update.inputs, update.outputs
+
+        return recipe_for(repr(("update", rule, dtype)), graph, _UPDATE)
+
+
+class Program(Leases):
+    """A model's compiled pieces, leased to one thread for a ``with`` block.
+
+    Arrays that are passed to it again are bound once: to be quick, pass the same ones.
+    """
+
+    def __init__(self, spec: ProgramSpec) -> None:
+        super().__init__(spec)
+        self._loss = np.zeros((), spec.network.dtype)
+        self._products: dict[tuple[object, ...], np.ndarray] = {}
+        self._scalars: list[np.ndarray] = []
+        self._last_update: _BoundUpdate | None = None
+
+    def __enter__(self) -> "Program":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._last_update = None
+        self.give_back()
+
     def sums(
         self,
         parameters: list[np.ndarray],
@@ -266,16 +305,6 @@ class Program:
             inputs = [rows, targets, weights, *parameters]
             self._run(piece, inputs, [self._loss, *out], is_repeated)
         return float(self._loss)
-
-    def _sums_piece(self, stacked: Sequence[int] = ()) -> Piece:
-        spec = self.spec
-
-        def graph() -> tuple[Sequence[Any], Sequence[Any]]:
-            sums = block_graph(spec.network, spec.loss)
-            return sums.inputs, sums.outputs
-
-        self._sums = self._piece(("sums", spec.network, spec.loss), graph, stacked)
-        return self._sums
 
     def outputs(self, parameters: list[np.ndarray], rows: Rows) -> np.ndarray:
         """The network's outputs, shape (n, n_outputs)."""
@@ -356,20 +385,6 @@ class Program:
         version = (n_penalised, alpha, generation)
         run = self._bound((update, *vectors), key, version, bind)
         return _BoundUpdate(run, update, generation, tuple(vectors), n_penalised, alpha)
-
-    def _rule(self) -> str:
-        if self.spec.rule is None:
-            raise ValueError("This program has no update: its spec names no optimizer rule.")
-        return self.spec.rule
-
-    def _update_recipe(self) -> Recipe:
-        rule, dtype = self._rule(), self.spec.network.dtype
-
-        def graph() -> tuple[Sequence[Any], Sequence[Any]]:
-            update = update_graph(rule, dtype)
-            return update.inputs, update.outputs
-
-        return recipe_for(repr(("update", rule, dtype)), graph, _UPDATE)
 
     def _product(self, rows: Rows, coef: np.ndarray) -> np.ndarray:
         """Sparse rows times the first weight matrix."""

@@ -113,8 +113,9 @@ class _Stack:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._program.__exit__(None, None, None)
+        self._program.give_back()
 
+    @quietly
     def run_until_one_ends(self) -> list[Member]:
         """Epoch after epoch; the members that train on then, with the others up to date."""
         n_threads = threads_of_process()
@@ -136,7 +137,6 @@ class _Stack:
             member.state = TrainState(self._theta[k].copy(), slots, self._steps[k])
         return going_on
 
-    @quietly
     def _run_epoch(self) -> np.ndarray:
         """One epoch of all models; sums of loss times rows."""
         settings = [member.course.settings() for member in self._members]

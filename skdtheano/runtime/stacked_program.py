@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from skdtheano.runtime.program import NUMPY, Program, ProgramSpec
+from skdtheano.runtime.program import NUMPY, Leases, ProgramSpec
 from skdtheano.runtime.update import StackedUpdate
 
 
-class StackedProgram(Program):
+class StackedProgram(Leases):
     """A program of several models of one architecture; what it computes is theirs alone.
 
     Parameters
@@ -90,4 +90,6 @@ class StackedProgram(Program):
 
 def can_stack(spec: ProgramSpec) -> bool:
     """Whether models of a kind can be trained together."""
-    return spec.mode == NUMPY and not spec.network.sparse and spec.rule is not None
+    network = spec.network
+    is_plain = not network.sparse and network.row_dtype == network.dtype
+    return is_plain and spec.mode == NUMPY and spec.rule is not None
