@@ -41,7 +41,7 @@ from skdtheano.model_selection import (
     BatchedRandomizedSearchCV,
     LearningCurvesDisplay,
 )
-from skdtheano.model_selection.batched import jobs_of
+from skdtheano.model_selection.jobs import jobs_of
 
 pytestmark = [
     # A few epochs are not meant to converge.

@@ -2,13 +2,10 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from numbers import Number
 from typing import Any
 
-import cloudpickle
-import joblib
 import numpy as np
 import sklearn
 from dask.base import is_dask_collection
@@ -24,24 +21,13 @@ from sklearn.model_selection import (
 from sklearn.utils import indexable
 from sklearn.utils.validation import _check_method_params, _num_samples
 
-from skdtheano.estimators.fits_together import NUMBERS
 from skdtheano.model_selection.calls import as_is
-from skdtheano.model_selection.fold_fits import (
-    Job,
-    Outcome,
-    Request,
-    Side,
-    Split,
-    fit_and_score,
-    prefix_of,
-)
+from skdtheano.model_selection.fold_fits import Outcome, Request, Side, fit_and_score
+from skdtheano.model_selection.jobs import Split, jobs_of, prefix_of
 from skdtheano.model_selection.places import InProcess, OnCluster, Place
 from skdtheano.model_selection.recorded import RecordedSearch
 from skdtheano.notices import warn_user
 from skdtheano.runtime.clients import resolve_client
-
-#: Tasks for each thread of a cluster: so many that the last ones end at about the same time.
-_TASKS_PER_THREAD = 4
 
 
 class _Batched:
@@ -407,45 +393,6 @@ class BatchedRandomizedSearchCV(_Batched, RandomizedSearchCV):
         return candidates
 
 
-def jobs_of(
-    candidates: Sequence[Mapping[str, Any]], n_splits: int, prefix: str | None, n_at_once: int
-) -> list[Job]:
-    """Candidates by split, in even parts; those that can be trained together side by side.
-
-    Parameters
-    ----------
-    prefix : str or None
-        See `skdtheano.model_selection.fold_fits.prefix_of`.
-    n_at_once : int
-        Tasks that run at the same time; 1 makes a job of each split.
-    """
-    numbers = {f"{prefix}{name}" for name in NUMBERS} if prefix is not None else set()
-    order: list[tuple[int, int, int]] = []
-    steps_known: dict[Any, int] = {}
-    kinds_known: dict[Any, int] = {}
-    for number, params in enumerate(candidates):
-        kind = {name: value for name, value in params.items() if name not in numbers}
-        steps = {n: v for n, v in kind.items() if not prefix or not n.startswith(prefix)}
-        place = steps_known.setdefault(_settings(steps) if prefix else (), len(steps_known))
-        kind_place = kinds_known.setdefault(_settings(kind), len(kinds_known))
-        order.append((place, kind_place, number))
-    order.sort()
-    n_parts = 1
-    if n_at_once > 1:
-        n_parts = max(1, min(len(order), -(-_TASKS_PER_THREAD * n_at_once // n_splits)))
-        # As many tasks for each thread: with one more, all others would wait for it.
-        even = (
-            n for n in range(n_parts, n_parts + n_at_once) if n * n_splits % n_at_once == 0
-        )
-        n_parts = min(next(even, n_parts), len(order))
-    parts = np.array_split(np.arange(len(order)), n_parts)
-    return [
-        Job(split, [(order[i][2], order[i][0], candidates[order[i][2]]) for i in part])
-        for split in range(n_splits)
-        for part in parts
-    ]
-
-
 def _raise_first(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.error is not None:
@@ -465,14 +412,6 @@ def _as_number(score: Any) -> Any:
             "Let scoring= return one, or a dict of some."
         )
     return value
-
-
-def _settings(params: Mapping[str, Any]) -> Any:
-    """Equal for equal parameters."""
-    for pickled in (joblib.hash, cloudpickle.dumps):  # the latter takes a script's own classes
-        with suppress(Exception):
-            return pickled(sorted(params.items()))
-    return object()  # what cannot be pickled is like nothing else
 
 
 def _check_names(estimator: Any, candidates: Sequence[Mapping[str, Any]]) -> None:

@@ -2,13 +2,12 @@
 
 import pickle
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from traceback import format_exc
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import sklearn
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
@@ -17,23 +16,7 @@ from sklearn.utils.validation import _check_method_params
 
 from skdtheano.estimators.fits_together import Fit, Table, fit_each
 from skdtheano.estimators.perceptron import DistributedPerceptron
-
-Split = tuple[np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Candidates that are fitted and scored on one split.
-
-    Attributes
-    ----------
-    split : int
-    candidates : sequence of (int, hashable, dict)
-        Number, what is equal where the steps before the network are, and parameters.
-    """
-
-    split: int
-    candidates: Sequence[tuple[int, Hashable, Mapping[str, Any]]]
+from skdtheano.model_selection.jobs import Job, Split
 
 
 @dataclass(frozen=True)
@@ -228,15 +211,6 @@ def _parts(model: Any) -> tuple[Pipeline | None, DistributedPerceptron | None, s
         before = clone(model[:-1]) if len(model) > 1 else None
         return before, model[-1], f"{model.steps[-1][0]}__sample_weight"
     return None, None, ""
-
-
-def prefix_of(estimator: Any) -> str | None:
-    """How the parameters of an estimator's network begin; None where it has none."""
-    if isinstance(estimator, DistributedPerceptron):
-        return ""
-    if type(estimator) is Pipeline and isinstance(estimator[-1], DistributedPerceptron):
-        return f"{estimator.steps[-1][0]}__"
-    return None
 
 
 def _scored(request: Request, job: Job, candidate: _Candidate, fold: _Fold) -> Outcome:

@@ -14,7 +14,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import GridSearchCV
 
-from skdtheano.model_selection.fold_fits import Outcome, Split
+from skdtheano.model_selection.fold_fits import Outcome
+from skdtheano.model_selection.jobs import Split
 
 #: The parameter by which a candidate's number travels through a search.
 _NUMBER = "__number"
