@@ -4,7 +4,8 @@
 
 Under joblib's dask backend scikit-learn's searches send rows in memory to the workers, and a
 fit there computes in its own task: as many models at once as the cluster has threads.
-`BatchedGridSearchCV` trains the candidates of one architecture as one model, and finds the same.
+`BatchedGridSearchCV` trains the candidates of one architecture as one model, and finds the
+same.
 """
 
 import time

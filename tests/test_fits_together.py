@@ -218,19 +218,29 @@ def test_a_stack_is_no_larger_than_caches_are(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.filterwarnings("error")
-def test_one_that_diverges_has_its_own_error_and_spoils_no_other() -> None:
+@pytest.mark.parametrize(
+    "rate, batch_size",
+    [(1e9, 20), (1.7e308, 83)],  # to NaN, and to both infinities in one step
+)
+def test_one_that_diverges_has_its_own_error_and_spoils_no_other(
+    rate: float, batch_size: int
+) -> None:
     X, y = digits()
     y = y.astype(float)
-    kept = {"solver": "sgd", "hidden_layer_sizes": (6,), "batch_size": 20, "random_state": 0}
-    rates = [0.01, 1e9, 0.02]
-    models = [DistributedMLPRegressor(learning_rate_init=r, max_iter=9, **kept) for r in rates]
+    kept = {"solver": "sgd", "hidden_layer_sizes": (6,), "random_state": 0}
+    kept["batch_size"] = batch_size
+    # Both others end by themselves: a warning would be an error here.
+    kept |= {"tol": 10.0, "n_iter_no_change": 1, "shuffle": False}
+    rates = [0.01, rate, 0.02]
+    models = [DistributedMLPRegressor(learning_rate_init=r, **kept) for r in rates]
     fits = of_one_table(models, X, y)
     fit_all(fits)
+    own = DistributedMLPRegressor(learning_rate_init=rate, **kept)
     with pytest.raises(ValueError, match="not finite") as raised:
-        DistributedMLPRegressor(learning_rate_init=1e9, max_iter=9, **kept).fit(X, y)
+        own.fit(X, y)
     assert [type(fit.error) for fit in fits] == [type(None), type(raised.value), type(None)]
     assert str(fits[1].error) == str(raised.value)
-    assert not hasattr(models[1], "coefs_")
+    assert set(vars(models[1])) == set(vars(own))
     for fit in (fits[0], fits[2]):
         assert_equal(fit.estimator, alone(fit))
 
