@@ -834,3 +834,16 @@ def test_masked_dask_arrays_are_refused() -> None:
     for rows, targets in ((masked, lazy[:, 0]), (lazy, masked[:, 0])):
         with pytest.raises(TypeError, match="is masked"):
             DistributedMLPRegressor(max_iter=1).fit(rows, targets)
+
+
+def test_text_is_no_number_for_a_regressor() -> None:
+    with refused(ValueError, "y has the dtype", "not a number's", "DistributedMLPClassifier"):
+        regressor().fit(X, LABELS.astype(str))
+
+
+@pytest.mark.cluster
+def test_labels_that_no_class_could_equal_are_not_scored(client: Client) -> None:
+    fitted = classifier().fit(X, LABELS)
+    text = blocks(np.array(["late"] * len(X)))
+    with refused(TypeError, r"labels such as \['late'\]", "the model was fitted with"):
+        fitted.score(blocks(X), text)

@@ -91,7 +91,14 @@ class TrueLabels:
         check_columns_of_y(found, len(known) if several else 1)
         if several:
             return found, label_table
-        _union([labels, known])  # raises where no label could ever be equal to a class
+        try:
+            _union([labels, known])
+        except TypeError as error:
+            raise TypeError(
+                f"y has labels such as {labels[:2].tolist()}, and the classes of the fit are "
+                f"such as {known[:2].tolist()}: none could ever be equal. Give labels of the "
+                "type that the model was fitted with."
+            ) from error
         return found, label_vector
 
 

@@ -327,6 +327,12 @@ class DistributedMLPRegressor(RegressorMixin, DistributedPerceptron):
         )
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
+        if y.dtype.kind not in "fiub":
+            raise ValueError(
+                f"y has the dtype {y.dtype}, which is not a number's. Convert it before fit, "
+                "for example with astype('float64'), or use DistributedMLPClassifier for "
+                "classes."
+            )
         check_sign(self.loss, bool((y < 0).any()))
         n_outputs = 1 if y.ndim == 1 else y.shape[1]
         return X, y, n_outputs, NumberEncoder(n_outputs)
