@@ -1,5 +1,6 @@
 """A task of a batched search: fit some candidates to folds, those that can be together."""
 
+import copy
 import pickle
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -251,7 +252,8 @@ def _as_it_is(error: Exception) -> Exception:
 def _portable(error: Exception) -> Exception:
     """An exception that another process can read."""
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.dumps(error)
+        copy.copy(error)  # made anew from its arguments, as by who unpickles it
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
