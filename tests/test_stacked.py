@@ -9,9 +9,11 @@ from numpy.testing import assert_array_equal
 from skdtheano import loops
 from skdtheano.graphs.losses import LOSSES, block_graph
 from skdtheano.graphs.network import ACTIVATIONS, Network
+from skdtheano.graphs.optimizers import update_graph
 from skdtheano.recipe import Recipe, derived
 from skdtheano.routine import Routine
 from skdtheano.runtime.parameters import Layout
+from skdtheano.runtime.update import StackedUpdate, TiledUpdate
 
 pytestmark = pytest.mark.parity
 
@@ -66,3 +68,37 @@ def check_sums(network: Network, recipe: Recipe, same_rows: bool, in_loops: bool
                 single.bind([*mine, *(p[k] for p in parameters)], own)()
                 for found, expected in zip(out, own, strict=True):
                     assert_array_equal(found[k], expected)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("rule", ["adam", "nesterov", "momentum"])
+def test_stacked_steps_have_the_bits_of_each_alone_and_stay_in_their_rows(
+    rule: str, dtype: str
+) -> None:
+    """As NumPy's calls and as a loop, with models apart in memory."""
+    graph = update_graph(rule, dtype)
+    recipe = derived(graph.inputs, graph.outputs, "update")
+    n, n_penalised, n_slots = 23, 17, len(graph.outputs) - 1
+    n_scalars = len(graph.inputs) - 3 - n_slots
+    rng = np.random.RandomState(0)
+    for in_loops in {False, loops._is_available()}:
+        stacked, single = StackedUpdate(recipe), TiledUpdate(recipe, dtype)
+        stacked._patience = 0.0 if in_loops else np.inf
+        padded = [rng.random((N_MODELS, n + 5)).astype(dtype) for _ in range(2 + n_slots)]
+        before = [array.copy() for array in padded]
+        vectors = [array[:, :n] for array in padded]
+        scalars = [rng.random(N_MODELS).astype(dtype) for _ in range(n_scalars)]
+        alphas, zeros = rng.random(N_MODELS).astype(dtype), np.zeros(N_MODELS, dtype)
+        parts = [[v[:, :n_penalised] for v in vectors], [v[:, n_penalised:] for v in vectors]]
+        for _ in range(3):
+            stacked.bind(parts, scalars, [alphas, zeros])()
+        assert stacked.generation == int(in_loops)
+        for k in range(N_MODELS):
+            own = [array[k, :n].copy() for array in before]
+            penalties = [(slice(0, n_penalised), alphas[k]), (slice(n_penalised, n), 0.0)]
+            numbers = [scalar[k, ...] for scalar in scalars]
+            for _ in range(3):
+                single.bind(own, numbers, penalties)()
+            for found, expected, past in zip(padded, own, before, strict=True):
+                assert_array_equal(found[k, :n], expected)
+                assert_array_equal(found[k, n:], past[k, n:])
