@@ -72,13 +72,16 @@ def measured(
         def seconds(net: Net, contender: Contender, n: int) -> float:
             return max(running[contender.host].ask("seconds", net, n, contender.how))
 
-        for turn in turns:
-            seconds(*turn, 1)
+        for net, contender in turns:
+            with running[contender.host].awake():
+                seconds(net, contender, 1)
         for repeat in range(repeats):
             start = time.perf_counter()
-            for turn in turns:
-                short[turn].append(seconds(*turn, 1))
-                long[turn].append(seconds(*turn, 1 + epochs))
+            for net, contender in turns:
+                with running[contender.host].awake():
+                    seconds(net, contender, 1)  # whatever has waited meanwhile
+                    short[net, contender].append(seconds(net, contender, 1))
+                    long[net, contender].append(seconds(net, contender, 1 + epochs))
             print(f"Repeat {repeat + 1}: {time.perf_counter() - start:.0f} s", flush=True)
     rates: dict[str, dict[str, list[float]]] = {net.name: {} for net in nets}
     for net, contender in turns:
