@@ -8,6 +8,7 @@ A cluster that waits takes a tenth of a core.
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,10 @@ THREAD_VARIABLES = (
     "MKL_NUM_THREADS",
     "NUMBA_NUM_THREADS",
 )
+
+
+#: Heartbeats and clocks of a cluster that was stopped are late then.
+_SETTLED_SECONDS = 0.5
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -93,6 +98,7 @@ class Running:
     def awake(self) -> Iterator[None]:
         """Let the processes run for a ``with`` block; they are stopped after it."""
         self._signal(signal.SIGCONT)
+        time.sleep(_SETTLED_SECONDS)
         try:
             yield
         finally:
