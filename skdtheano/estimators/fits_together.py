@@ -241,7 +241,7 @@ def _prepared(fit: Fit, reader: "_Reader") -> _Prepared | None:
         course = model._course(optimizer, progress, order)
         if not can_stack(symbols.spec):
             raise ValueError(f"{symbols.spec} is trained alone.")
-    except Exception:
+    except Exception:  # whatever it is, the model's own `fit` meets it again, and is recorded
         model.__dict__.clear()
         model.__dict__.update(before)
         return None

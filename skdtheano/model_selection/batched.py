@@ -1,6 +1,7 @@
 """Searches that train the candidates of one architecture as one model."""
 
 import time
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Number
@@ -43,9 +44,9 @@ class _Batched:
     _get_scorers: Any
     _get_routed_params_for_fit: Any
 
+    @abstractmethod
     def _candidates(self) -> Iterable[Mapping[str, Any]]:
         """The parameters to try."""
-        raise NotImplementedError
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X, y=None, **params):
