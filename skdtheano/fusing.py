@@ -7,13 +7,14 @@ sum over rows adds them one after another in both. Where matrices are stacked, o
 models, the loop goes through these too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
-from skdtheano.loops import INSTRUCTIONS, TYPES, bound_loop, compiled_loop, is_compiled
+from skdtheano.loops import INSTRUCTIONS, TYPES, Loop, bound_loop, compiled_loop, is_compiled
 from skdtheano.numpy_steps import AND, COLUMN_SUM, MASK, MASK_NOT, Call, Step
 
 #: How a loop's index goes into memory, by which axes of the matrix an operand has; where
@@ -21,6 +22,17 @@ from skdtheano.numpy_steps import AND, COLUMN_SUM, MASK, MASK_NOT, Call, Step
 _INDEX = {(True, True): "%ij", (False, True): "%j", (True, False): "%i", (False, False): "0"}
 _STACKED = {"%ij": "%kij", "%j": "%kj", "%i": "%ki", "0": "%k"}
 _APART = {"%ij": "%pij", "%j": "%pj", "%i": "%pi", "0": "%kp"}
+
+
+class Calls(Protocol):
+    """What makes calls of the arrays that values are in."""
+
+    @property
+    def values(self) -> set[int]:
+        """Those whose arrays the calls read or write."""
+
+    def calls(self, arrays: Mapping[int, np.ndarray]) -> list[Call]:
+        """The calls, by the array of each value."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +44,7 @@ class Bound:
     step : Step
     arrays : sequence of ndarray
     target : ndarray
-    calls : list of callable
-        What NumPy does.
+    scratch : ndarray or None
     number, last_reader : int
         Of this step, and of the last one that reads what it makes.
     """
@@ -41,26 +52,75 @@ class Bound:
     step: Step
     arrays: Sequence[np.ndarray]
     target: np.ndarray
-    calls: list[Call]
+    scratch: np.ndarray | None
     number: int
     last_reader: int
 
 
-def fused_calls(bound: Sequence[Bound], may_compile: bool) -> list[Call]:
-    """The calls of some steps, neighbours in loops where these are compiled, or may be."""
-    calls: list[Call] = []
+@dataclass(frozen=True)
+class _StepCalls:
+    """What NumPy does for a step."""
+
+    step: Step
+    scratch: np.ndarray | None
+
+    @property
+    def values(self) -> set[int]:
+        return {*self.step.inputs, self.step.output}
+
+    def calls(self, arrays: Mapping[int, np.ndarray]) -> list[Call]:
+        given = [arrays[value] for value in self.step.inputs]
+        return self.step.calls(given, arrays[self.step.output], self.scratch)
+
+
+@dataclass(frozen=True)
+class _LoopCalls:
+    """A loop, after the sums that it adds to are set to 0.
+
+    Attributes
+    ----------
+    loop : callable
+    pointers, sums : sequence of int
+        Values: of each of the loop's arguments, and of the sums.
+    lengths : sequence of int
+    """
+
+    loop: Loop
+    pointers: Sequence[int]
+    sums: Sequence[int]
+    lengths: Sequence[int]
+
+    @property
+    def values(self) -> set[int]:
+        return {*self.pointers, *self.sums}
+
+    def calls(self, arrays: Mapping[int, np.ndarray]) -> list[Call]:
+        fills: list[Call] = [partial(arrays[value].fill, 0) for value in self.sums]
+        given = [arrays[value] for value in self.pointers]
+        return [*fills, bound_loop(self.loop, given, self.lengths)]
+
+
+def separate(bound: Sequence[Bound]) -> list[Calls]:
+    """What makes the calls of some steps, each by itself."""
+    return [_StepCalls(one.step, one.scratch) for one in bound]
+
+
+def fused(bound: Sequence[Bound], may_compile: bool) -> list[Calls]:
+    """The same with loops of neighbours, where these are compiled, or may be."""
+    parts: list[Calls] = []
     start = 0
     while start < len(bound):
         stop = _end_of_run(bound, start)
         loop = None
         if stop - start > 1:
-            loop = _Writer(bound[start:stop]).calls(may_compile)
-        if loop is None:
+            loop = _Writer(bound[start:stop]).loop(may_compile)
+        if loop is not None:
+            parts.append(loop)
+        else:
             stop = max(stop, start + 1)
-            loop = [call for one in bound[start:stop] for call in one.calls]
-        calls += loop
+            parts += separate(bound[start:stop])
         start = stop
-    return calls
+    return parts
 
 
 def _end_of_run(bound: Sequence[Bound], start: int) -> int:
@@ -93,16 +153,17 @@ class _Writer:
     def __init__(self, bound: Sequence[Bound]) -> None:
         self._bound = bound
         self._lines: list[str] = []
-        self._pointers: list[np.ndarray] = []
+        self._pointers: list[tuple[int, np.ndarray]] = []
+        self._sums: list[int] = []
         self._read: list[tuple[np.ndarray, str]] = []
         self._made: dict[int, str] = {}
         *models, n, m = bound[0].target.shape
         self._models, self._matrix = tuple(models), (n, m)
         self._apart: int | None = None
 
-    def calls(self, may_compile: bool) -> list[Call] | None:
+    def loop(self, may_compile: bool) -> _LoopCalls | None:
         try:
-            source, before = self._source()
+            source = self._source()
         except _Unfit:
             return None
         if not may_compile and not is_compiled(source):
@@ -111,10 +172,9 @@ class _Writer:
         if loop is None:
             return None
         lengths = [*self._matrix, *(self._models or [1]), self._apart or 0]
-        return [*before, bound_loop(loop, self._pointers, lengths)]
+        return _LoopCalls(loop, [value for value, _ in self._pointers], self._sums, lengths)
 
-    def _source(self) -> tuple[str, list[Call]]:
-        before: list[Call] = []
+    def _source(self) -> str:
         last = self._bound[-1].number
         written: list[np.ndarray] = []
         ends: list[str] = []
@@ -123,9 +183,9 @@ class _Writer:
             made = f"%v{place}"
             if one.step.operation is COLUMN_SUM:
                 value = self._operand(one, 0, place)
-                pointer = self._pointer(one.target)
+                pointer = self._pointer(one.step.output, one.target)
                 index = self._index((False, True), one.target, 1)
-                before.append(partial(one.target.fill, 0))
+                self._sums.append(one.step.output)
                 ends += [
                     f"%q{place} = getelementptr {kind}, ptr {pointer}, i64 {index}",
                     f"%o{place} = load {kind}, ptr %q{place}",
@@ -138,7 +198,7 @@ class _Writer:
             self._compute(one, made, operands)
             self._made[one.step.output] = made
             if one.last_reader > last:
-                pointer = self._pointer(one.target)
+                pointer = self._pointer(one.step.output, one.target)
                 index = self._index((True, True), one.target, 2)
                 ends.append(f"%q{place} = getelementptr {kind}, ptr {pointer}, i64 {index}")
                 if one.target.dtype == bool:
@@ -147,7 +207,7 @@ class _Writer:
                 ends.append(f"store {kind} {made}, ptr %q{place}")
                 written.append(one.target)
         self._check_memory(written)
-        return self._text(ends), before
+        return self._text(ends)
 
     def _kind(self, array: np.ndarray) -> str:
         kind = TYPES.get(array.dtype.name)
@@ -155,12 +215,12 @@ class _Writer:
             raise _Unfit
         return kind
 
-    def _pointer(self, array: np.ndarray) -> str:
-        """The argument that points to an array; one for all that begin there."""
-        for place, known in enumerate(self._pointers):
+    def _pointer(self, value: int, array: np.ndarray) -> str:
+        """The argument that points to a value's array; one for all that begin there."""
+        for place, (_, known) in enumerate(self._pointers):
             if known.ctypes.data == array.ctypes.data:
                 return f"%x{place}"
-        self._pointers.append(array)
+        self._pointers.append((value, array))
         return f"%x{len(self._pointers) - 1}"
 
     def _index(self, axes: tuple[bool, bool], array: np.ndarray, n_axes: int) -> str:
@@ -195,7 +255,7 @@ class _Writer:
             raise _Unfit
         is_whole = (n, m) == self._matrix
         index = self._index((is_whole or n != 1, is_whole or m != 1), array, 2)
-        pointer = self._pointer(array)
+        pointer = self._pointer(one.step.inputs[k], array)
         name = f"%l{place}.{k}"
         self._lines += [
             f"{name}.p = getelementptr {kind}, ptr {pointer}, i64 {index}",

@@ -29,8 +29,9 @@ MAY_IMPORT = {
     "skdtheano.numpy_steps": ("skdtheano.recipe",),
     "skdtheano.loops": ("skdtheano.numpy_steps", "skdtheano.shelf"),
     "skdtheano.fusing": ("skdtheano.loops", "skdtheano.numpy_steps"),
+    "skdtheano.binding": ("skdtheano.fusing", "skdtheano.numpy_steps"),
     "skdtheano.routine": (
-        "skdtheano.fusing",
+        "skdtheano.binding",
         "skdtheano.loops",
         "skdtheano.numpy_steps",
         "skdtheano.recipe",

@@ -1,6 +1,7 @@
 """Graphs as NumPy calls into arrays that are there, and as loops."""
 
 import tracemalloc
+import weakref
 from itertools import product
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skdtheano import engine, loops
+from skdtheano import routine as routine_module
+from skdtheano.binding import Plan
 from skdtheano.graphs.losses import LOSSES, block_graph
 from skdtheano.graphs.network import ACTIVATIONS, Network, network_graph
 from skdtheano.graphs.optimizers import SGD, Adam, update_graph
@@ -89,6 +92,56 @@ def test_a_step_allocates_nothing() -> None:
     assert min(peaks) < 50_000
     # Hidden layer, its mask, its slope; the rest is small.
     assert routine.nbytes < 4 * n * 100 * 4
+
+
+@pytest.mark.parametrize("are_loops", [False, True])
+def test_arrays_of_shapes_that_are_known_are_bound_without_planning(
+    are_loops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = block_graph(Network(3, "relu", "softmax", "float32", "float32"), "log_loss")
+    recipe = derived(graph.inputs, graph.outputs, "routine")
+    routine, planned = Routine(recipe), []
+    routine._loads = routine._compiles = are_loops and loops._is_available()
+
+    def plan(*args: Any) -> Plan:
+        planned.append(args[2][0].shape)  # of the rows
+        return Plan(*args)
+
+    monkeypatch.setattr(routine_module, "Plan", plan)
+    results = []
+    for seed, n in enumerate([8, 8, 5, 8, 5]):
+        rng = np.random.RandomState(seed)
+        theta = rng.standard_normal(LAYOUT.n_parameters).astype(np.float32)
+        inputs = [*batch(n, "float32", "float32"), *LAYOUT.views(theta)]
+        inputs[0] = rng.standard_normal((n, 5)).astype(np.float32)
+        for r in (routine, Routine(recipe)):
+            gradient = np.zeros_like(theta)
+            run = r.bind(inputs, [loss := np.zeros((), np.float32), *LAYOUT.views(gradient)])
+            run()
+            results.append((float(loss), gradient))
+        given = weakref.ref(theta)
+        del theta, inputs, run
+        assert given() is None  # a plan keeps no array of its caller's
+    for (loss, gradient), (expected, slope) in zip(results[::2], results[1::2], strict=True):
+        assert loss == expected
+        assert_array_equal(gradient, slope)
+    n_fresh = {(8, 5): 3, (5, 5): 2}  # the routines that were made for comparison
+    assert {shape: planned.count(shape) - n for shape, n in n_fresh.items()} == {
+        (8, 5): 1,
+        (5, 5): 1,
+    }
+
+
+def test_an_input_that_is_also_an_output_has_a_plan_of_its_own() -> None:
+    x, y = (engine.vector(name, dtype="float64") for name in "xy")
+    routine = Routine(derived([x, y], [x + y, x * y], "routine"))
+    for _ in range(2):
+        a, b = np.array([1.0, 2.0]), np.array([3.0, 5.0])
+        out = [np.empty(2), np.empty(2)]
+        routine.bind([a, b], out)()
+        assert_array_equal(out, [[4, 7], [3, 10]])
+        routine.bind([a, b], [a, b])()
+        assert_array_equal([a, b], [[4, 7], [3, 10]])
 
 
 def test_the_graph_of_a_step_is_small() -> None:

@@ -51,8 +51,9 @@ def rows_per_call(widest: int, dtype: str) -> int:
 class Piece(Protocol):
     """A compiled graph."""
 
-    #: Goes up when what was bound before should be bound anew.
-    generation: int
+    @property
+    def generation(self) -> int:
+        """Goes up when what was bound before should be bound anew."""
 
     def bind(
         self, inputs: Sequence[np.ndarray], out: Sequence[np.ndarray]

@@ -1,0 +1,320 @@
+"""Which array each value of a graph is in, and the calls that compute it there.
+
+A *plan* holds for arrays of certain shapes: those of the caller, and the memory of a routine
+for what is between them. With other arrays of the same shapes only the calls that touch these
+are made anew: a training has several gradients in turn, and other arrays in each round.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+
+import numpy as np
+
+from skdtheano.fusing import Bound, Calls, fused, separate
+from skdtheano.numpy_steps import Call, Step, View
+
+#: Bytes of an array's beginning: AVX-512 loads that cross a cache line take twice as long.
+_ALIGNMENT = 64
+
+
+class Graph:
+    """Steps, and who reads what they make.
+
+    Parameters
+    ----------
+    inputs, outputs : sequence of int
+        Numbers of values.
+    steps : sequence of Step or View
+    constants : dict of int to ndarray
+
+    Attributes
+    ----------
+    base : dict of int to int
+        The value that each view looks at.
+    last_reader : dict of int to int
+        The last step that reads each value, through views of it too.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        steps: Sequence[Step | View],
+        constants: Mapping[int, np.ndarray],
+    ) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self.steps, self.constants = steps, constants
+        self.base: dict[int, int] = {}
+        self.last_reader: dict[int, int] = {}
+        for number, step in enumerate(steps):
+            if isinstance(step, View):
+                if not step.of_shape:
+                    self.base[step.output] = self.base.get(step.input, step.input)
+            else:
+                for value in step.inputs:
+                    self.last_reader[self.base.get(value, value)] = number
+        for value in outputs:  # a view of it is copied at the end
+            self.last_reader[self.base.get(value, value)] = len(steps)
+
+
+class Memory:
+    """Slots, each for one value at a time."""
+
+    def __init__(self) -> None:
+        self._slots: list[np.ndarray] = []
+        #: Goes up when a slot was replaced by a larger one: what has the old one, keeps it.
+        self.generation = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def nbytes_of(self, slot: int) -> int:
+        return len(self._slots[slot])
+
+    def array(self, slot: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+        return self._slots[slot][: _nbytes(dtype, shape)].view(dtype).reshape(shape)
+
+    def make_room(self, slot: int, nbytes: int) -> None:
+        """Make a slot, or replace one that is too small."""
+        if slot == len(self._slots):
+            self._slots.append(_aligned(nbytes))
+        elif self.nbytes_of(slot) < nbytes:
+            # An eighth more: other batches may have a few more rows.
+            self._slots[slot] = _aligned(nbytes + nbytes // 8)
+            self.generation += 1
+
+
+class Plan:
+    """The calls of a graph for arrays of certain shapes.
+
+    Parameters
+    ----------
+    graph : Graph
+    memory : Memory
+    inputs, out : sequence of ndarray
+        Arrays of the shapes that the plan is for.
+    as_loops : bool
+        Whether neighbouring steps become loops, where these are compiled.
+    may_compile : bool
+        Whether to compile them.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        memory: Memory,
+        inputs: Sequence[np.ndarray],
+        out: Sequence[np.ndarray],
+        as_loops: bool,
+        may_compile: bool,
+    ) -> None:
+        planner = _Planner(graph, memory, inputs, out)
+        self._graph = graph
+        self._direct = {
+            value: place
+            for value, target in planner.targets.items()
+            for place, array in enumerate(out)
+            if array is target
+        }
+        given = {*graph.inputs, *self._direct}
+        self._views: list[View] = []
+        for step in graph.steps:
+            if isinstance(step, View) and not step.of_shape and step.input in given:
+                self._views.append(step)
+                given.add(step.output)
+        self._own = {k: array for k, array in planner.arrays.items() if k not in given}
+        parts = fused(planner.bound, may_compile) if as_loops else separate(planner.bound)
+        #: Calls, or what makes them where they touch what is given.
+        self._parts: list[list[Call] | Calls] = [
+            part if part.values & given else part.calls(planner.arrays) for part in parts
+        ]
+
+    def calls(self, inputs: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> list[Call]:
+        """The calls that read `inputs` and fill `out`, which are as those of the plan."""
+        graph = self._graph
+        arrays = {**self._own, **dict(zip(graph.inputs, inputs, strict=True))}
+        arrays.update((value, out[place]) for value, place in self._direct.items())
+        for view in self._views:
+            arrays[view.output] = view.look(arrays[view.input])
+        calls: list[Call] = []
+        for part in self._parts:
+            calls += part if isinstance(part, list) else part.calls(arrays)
+        for value, target in zip(graph.outputs, out, strict=True):
+            if arrays[value] is not target:
+                calls.append(partial(np.copyto, target, arrays[value]))
+        return calls
+
+
+def pattern(arrays: Sequence[np.ndarray]) -> tuple[object, ...]:
+    """Equal for arrays that one plan serves: of the same dtypes, shapes and strides.
+
+    And those that begin at one place have to do so again.
+    """
+    first: dict[int, int] = {}
+    return tuple(
+        (
+            array.dtype,
+            array.shape,
+            array.strides,
+            first.setdefault(array.__array_interface__["data"][0], place),
+        )
+        for place, array in enumerate(arrays)
+    )
+
+
+class _Planner:
+    """Gives each value of a graph an array, in the order of the steps."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        memory: Memory,
+        inputs: Sequence[np.ndarray],
+        out: Sequence[np.ndarray],
+    ) -> None:
+        self._graph, self._memory = graph, memory
+        self.bound: list[Bound] = []
+        self.arrays = dict(graph.constants)
+        self._known = set(graph.constants)  # what depends on shapes alone
+        self.arrays.update(zip(graph.inputs, inputs, strict=True))
+        self._slot_of: dict[int, int] = {}
+        #: Bytes of each slot that holds nothing which is still needed.
+        self._free = {slot: memory.nbytes_of(slot) for slot in range(len(memory))}
+        self._free_after_loop: dict[int, int] = {}
+        self.targets = self._direct_outputs(inputs, out)
+        for number, step in enumerate(graph.steps):
+            if isinstance(step, View):
+                self.arrays[step.output] = step.look(self.arrays[step.input])
+                if step.of_shape or step.input in self._known:
+                    self._known.add(step.output)
+            elif self._known.issuperset(step.inputs):
+                self._compute(step)
+            else:
+                self._add(number, step)
+
+    def _direct_outputs(
+        self, inputs: Sequence[np.ndarray], out: Sequence[np.ndarray]
+    ) -> dict[int, np.ndarray]:
+        """Outputs that their step writes itself: where no later step reads what was there."""
+        graph = self._graph
+        made_at = {
+            step.output: number
+            for number, step in enumerate(graph.steps)
+            if isinstance(step, Step)
+        }
+        direct: dict[int, np.ndarray] = {}
+        for value, target in zip(graph.outputs, out, strict=True):
+            if value not in made_at or value in direct:
+                continue
+            read_last = [
+                graph.last_reader.get(number, -1)
+                for number, array in zip(graph.inputs, inputs, strict=True)
+                if array is target
+            ]
+            own = made_at[value]
+            step = graph.steps[own]
+            assert isinstance(step, Step)
+            places = {i for i, v in enumerate(step.inputs) if self.arrays.get(v) is target}
+            may_overwrite = bool(places) and places <= set(step.overwrites)
+            if all(last < own or (last == own and may_overwrite) for last in read_last):
+                direct[value] = target
+        return direct
+
+    def _compute(self, step: Step) -> None:
+        """Compute what does not change while the shapes do not."""
+        arrays = [self.arrays[value] for value in step.inputs]
+        out = np.empty(step.shape(*(array.shape for array in arrays)), step.dtype)
+        for call in step.calls(arrays, out, None):
+            call()
+        self.arrays[step.output] = out
+        self._known.add(step.output)
+
+    def _add(self, number: int, step: Step) -> None:
+        if step.operation is None:
+            self._free.update(self._free_after_loop)
+            self._free_after_loop = {}
+        arrays = [self.arrays[value] for value in step.inputs]
+        shapes = [array.shape for array in arrays]
+        shape = step.shape(*shapes)
+        target = self.targets.get(step.output)
+        if target is None:
+            target = self._room(number, step, shape, arrays)
+        elif target.shape != shape or target.dtype != _dtype_of(step.dtype):
+            raise ValueError(
+                f"The output of {step.name} has shape {shape} and dtype {step.dtype}, and is "
+                f"to be written into {target.shape} of {target.dtype}."
+            )
+        self.arrays[step.output] = target
+        scratch = None
+        if (wanted := step.scratch(*shapes)) is not None:
+            slot = self._take(_nbytes(*wanted))
+            scratch = self._memory.array(slot, *wanted)
+            self._free[slot] = self._memory.nbytes_of(slot)
+        last = self._graph.last_reader.get(
+            self._graph.base.get(step.output, step.output), number
+        )
+        self.bound.append(Bound(step, arrays, target, scratch, number, last))
+        for value in step.inputs:
+            base = self._graph.base.get(value, value)
+            if base in self._slot_of and self._graph.last_reader[base] == number:
+                slot = self._slot_of.pop(base)
+                # A loop reads a row or column of few entries until its last step.
+                is_small = self.arrays[value].size < target.size
+                free = self._free_after_loop if is_small else self._free
+                free[slot] = self._memory.nbytes_of(slot)
+
+    def _room(
+        self,
+        number: int,
+        step: Step,
+        shape: tuple[int, ...],
+        arrays: Sequence[np.ndarray],
+    ) -> np.ndarray:
+        for place in step.overwrites:
+            value, array = step.inputs[place], arrays[place]
+            if (
+                value in self._slot_of  # and so no view, no input and no output
+                and self._graph.last_reader[value] == number
+                and not self._is_seen_otherwise(value, step)
+                and array.shape == shape
+                and array.dtype == _dtype_of(step.dtype)
+            ):
+                self._slot_of[step.output] = self._slot_of.pop(value)
+                return array
+        slot = self._take(_nbytes(step.dtype, shape))
+        self._slot_of[step.output] = slot
+        return self._memory.array(slot, step.dtype, shape)
+
+    def _is_seen_otherwise(self, value: int, step: Step) -> bool:
+        """Whether the step reads the value through a view, in another order, as well."""
+        base = self._graph.base
+        return any(base.get(other, other) == value != other for other in step.inputs)
+
+    def _take(self, nbytes: int) -> int:
+        """The smallest free slot of enough bytes, else the largest, else a new one."""
+        enough = [slot for slot, size in self._free.items() if size >= nbytes]
+        if enough:
+            slot = min(enough, key=self._free.__getitem__)
+        elif self._free:
+            slot = max(self._free, key=self._free.__getitem__)
+        else:
+            slot = len(self._memory)
+        self._free.pop(slot, None)
+        self._memory.make_room(slot, nbytes)
+        return slot
+
+
+def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * _dtype_of(dtype).itemsize
+
+
+@cache
+def _dtype_of(name: str) -> np.dtype:
+    return np.dtype(name)
+
+
+def _aligned(nbytes: int) -> np.ndarray:
+    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + nbytes]
