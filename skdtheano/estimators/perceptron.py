@@ -323,7 +323,7 @@ class DistributedPerceptron(BaseEstimator, ABC):
         if checkpoint is not None:
             state, best = checkpoint.resume(state, progress, order)
         course = self._course(optimizer, progress, order)
-        with _runtime(data, model, state, best, held_out, order.in_windows) as runtime:
+        with _runtime(data, model, state, best, held_out, order) as runtime:
 
             def take_over(or_initial: bool) -> None:
                 final = runtime.state()
@@ -412,9 +412,11 @@ def _runtime(
     state: TrainState,
     best: np.ndarray | None,
     held_out: HeldOut | None,
-    in_windows: bool = False,
+    order: Order | None = None,
 ) -> Runtime:
     if isinstance(data.site, ClusterSite):
+        in_windows = order is not None and order.in_windows
         shares = Shares(data.site, data.handles, data.lengths, data.numbers, in_windows)
-        return ClusterRuntime(model, shares, state, best, held_out)
+        batch_size = None if order is None else order.batch_size
+        return ClusterRuntime(model, shares, state, best, held_out, batch_size)
     return LocalRuntime(model, data.handles, data.numbers, state, best, held_out)

@@ -1,5 +1,6 @@
 """What arrives on a dask worker for the rounds that it takes part in."""
 
+import gc
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -89,6 +90,9 @@ class ExchangePlugin(WorkerPlugin):
     idempotent = True
 
     def setup(self, worker: Worker) -> None:
+        # Else the interpreter goes through all that has been imported, some 0.1 s, in one of
+        # the first rounds, and all other workers wait.
+        gc.collect()
         self.worker = worker
         self._lock = threading.Lock()  # the event loop and the rounds' threads meet here
         self._open: dict[str, Mailbox] = {}

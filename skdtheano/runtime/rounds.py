@@ -69,6 +69,8 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
         The parameters with the best score so far.
     held_out : callable, optional
         From a `RowMap` to each rank's validation rows.
+    batch_size : int, optional
+        Of the epochs; None where there are none.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
         state: TrainState,
         best: np.ndarray | None = None,
         held_out: HeldOut | None = None,
+        batch_size: int | None = None,
     ) -> None:
         self._site = shares.site
         self._model = model
@@ -92,7 +95,9 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
         self._n_vectors = 2 + len(state.slots)
         #: What the next epoch is known to end in.
         self._error: NotFinite | None = None
-        self._pace = Pace(shares.places.n_rows)
+        cluster = self._site.client.scheduler_info(n_workers=0)["id"]
+        kind = (cluster, *shares.workers, model, batch_size)
+        self._pace = Pace(shares.places.n_rows, kind)
 
     def __exit__(self, *error: object) -> None:
         """What the workers hold is the site's to release."""
