@@ -28,9 +28,11 @@ class Collective(Protocol):
     def n_ranks(self) -> int:
         """How many there are."""
 
-    @property
-    def n_vectors(self) -> int:
-        """How many vectors to compute gradients in, in turn."""
+    def n_vectors(self, n: int, dtype: np.dtype) -> int:
+        """How many vectors (n,) to compute gradients in, in turn.
+
+        One where ranks update a share each: then none goes on before all have read it.
+        """
 
     def held(self, vector: np.ndarray) -> np.ndarray:
         """The values of a vector in one from `room`; itself where nobody else reads it."""
@@ -54,8 +56,8 @@ class Collective(Protocol):
         """Sums over all ranks: of the scalars; and of this rank's share of the vector.
 
         Bit for bit the same as any other rank would get for that share. `vector` comes
-        from `room`, and must not be written to before the next `sum` has returned: use
-        two in turn. Its share may have been overwritten with the sum. The result may be a
+        from `room`, and must not be written to before the next `sum` has returned, or,
+        where ranks have a share each, `complete` has: use `n_vectors` in turn. Its share may have been overwritten with the sum. The result may be a
         view that is valid until the next call, and may not be written to.
         """
 
@@ -77,7 +79,9 @@ class Solo:
 
     rank = 0
     n_ranks = 1
-    n_vectors = 1
+
+    def n_vectors(self, n: int, dtype: np.dtype) -> int:
+        return 1
 
     def held(self, vector: np.ndarray) -> np.ndarray:
         return vector

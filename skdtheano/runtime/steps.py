@@ -174,7 +174,10 @@ class Workspace:
         n = len(theta)
         self.parameters = self.layout.views(theta)
         self.coefs = theta[: self.layout.n_coefs]
-        vectors = [collective.room(n, theta.dtype) for _ in range(collective.n_vectors)]
+        vectors = [
+            collective.room(n, theta.dtype)
+            for _ in range(collective.n_vectors(n, theta.dtype))
+        ]
         self.gradients = [(vector, self.layout.views(vector)) for vector in vectors]
         share = collective.share(n, theta.dtype)
         self.share = [vector[share] for vector in (theta, *state.slots)]
