@@ -11,7 +11,8 @@ from functools import cache, partial
 
 import numpy as np
 
-from skdtheano.fusing import Bound, Calls, fused, separate
+from skdtheano.fusing import Calls, fused, separate
+from skdtheano.loop_writer import Bound
 from skdtheano.numpy_steps import Call, Step, View
 
 #: Bytes of an array's beginning: AVX-512 loads that cross a cache line take twice as long.
@@ -254,7 +255,8 @@ class _Planner:
         last = self._graph.last_reader.get(
             self._graph.base.get(step.output, step.output), number
         )
-        self.bound.append(Bound(step, arrays, target, scratch, number, last))
+        constant = [value in self._known for value in step.inputs]
+        self.bound.append(Bound(step, arrays, target, scratch, number, last, constant))
         for value in step.inputs:
             base = self._graph.base.get(value, value)
             if base in self._slot_of and self._graph.last_reader[base] == number:

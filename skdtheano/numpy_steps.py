@@ -22,11 +22,13 @@ Call = Callable[[], object]
 
 #: Rows of fewer columns are summed over a transposed copy: NumPy sets up a loop per row, and
 #: over 10 columns that takes six times as long as the copy and one loop per column.
-_FEW_COLUMNS = 32
+FEW_COLUMNS = 32
 
 #: Operations that are no ufunc: bits set where a condition is met, or not; a bitwise product
-#: with such bits; the sum of the rows of a matrix, one after another.
+#: with such bits; the sum of the rows of a matrix, one after another; the sum of each row's
+#: entries, and the largest of them.
 MASK, MASK_NOT, AND, COLUMN_SUM = "mask", "mask not", "and", "column sum"
+ROW_SUM, ROW_MAX = "row sum", "row max"
 
 
 @dataclass(frozen=True)
@@ -384,14 +386,19 @@ def _reduction(node: Node, numbers: Numbering) -> bool:
     axes = tuple(axis % ndim + front for axis in given)
     dtype = output.dtype
 
-    is_column_sum = (
-        ufunc is np.add and ndim == 2 and axes == (front,) and dtype == node.inputs[0].dtype
-    )
+    operation: str | None = None
+    if ndim == 2 and dtype == node.inputs[0].dtype:
+        known: dict[tuple[object, ...], str] = {
+            (np.add, (front,)): COLUMN_SUM,
+            (np.add, (front + 1,)): ROW_SUM,
+            (np.maximum, (front + 1,)): ROW_MAX,
+        }
+        operation = known.get((ufunc, axes))
 
     def is_by_columns(given: Shape) -> bool:
         # Of one row NumPy sums a transposed copy by pairs, or not, by what is around it.
         is_by_row = ndim == 2 and axes == (front + 1,)
-        return is_by_row and given[-1] <= _FEW_COLUMNS and given[-2] > 1
+        return is_by_row and given[-1] <= FEW_COLUMNS and given[-2] > 1
 
     def columns_first(given: Sequence[int]) -> tuple[int, ...]:
         return (given[-1], *given[:-1])
@@ -423,7 +430,7 @@ def _reduction(node: Node, numbers: Numbering) -> bool:
             dtype,
             shape,
             calls,
-            operation=COLUMN_SUM if is_column_sum else None,
+            operation=operation,
             scratch=scratch,
         )
     )

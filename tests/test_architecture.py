@@ -28,8 +28,17 @@ MAY_IMPORT = {
     ),
     "skdtheano.numpy_steps": ("skdtheano.recipe",),
     "skdtheano.loops": ("skdtheano.numpy_steps", "skdtheano.shelf"),
-    "skdtheano.fusing": ("skdtheano.loops", "skdtheano.numpy_steps"),
-    "skdtheano.binding": ("skdtheano.fusing", "skdtheano.numpy_steps"),
+    "skdtheano.loop_writer": ("skdtheano.loops", "skdtheano.numpy_steps"),
+    "skdtheano.fusing": (
+        "skdtheano.loop_writer",
+        "skdtheano.loops",
+        "skdtheano.numpy_steps",
+    ),
+    "skdtheano.binding": (
+        "skdtheano.fusing",
+        "skdtheano.loop_writer",
+        "skdtheano.numpy_steps",
+    ),
     "skdtheano.routine": (
         "skdtheano.binding",
         "skdtheano.loops",

@@ -133,8 +133,10 @@ def test_sums_have_the_same_bits_with_loops(case: tuple[str, Network]) -> None:
             assert_array_equal(np.signbit(ours[is_number]), np.signbit(theirs[is_number]))
 
 
-def test_a_layer_of_relu_is_two_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its scores, values and mask; its slopes and their sum; and one of what is behind it."""
+def test_a_layer_of_relu_is_two_loops_and_a_softmax_with_its_loss_four(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Scores, values and mask; slopes and their sum. And before and after exp, and log."""
     monkeypatch.setattr(fusing, "compiled_loop", made := Loops())
     graph = block_graph(Network(2, "relu", "softmax", "float32", "float32"), "log_loss")
     routine = Routine(derived(graph.inputs, graph.outputs, "sums"))
@@ -145,10 +147,69 @@ def test_a_layer_of_relu_is_two_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, out = [*given, *layout.views(vectors[0])], layout.views(vectors[1])
     routine._loads = routine._compiles = True
     routine.bind(inputs, [np.zeros((), np.float32), *out])
-    assert len(made.sources) == 3
+    assert len(made.sources) == 6
     # In place of the scores, and the mask; no conditions.
     assert made.sources[0].count("store") == 2
     assert "store i8" not in made.sources[0]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("n, m", [(7, 10), (7, 32), (7, 33), (1, 10), (2, 9), (7, 1)])
+def test_sums_and_maxima_of_rows_have_the_bits_of_numpy(n: int, m: int, dtype: str) -> None:
+    """Also where values are made before them that are read after them."""
+    x, y = (engine.matrix(name, dtype=dtype) for name in "xy")
+    shifted = x - engine.maximum_over(x, (1,))
+    scaled = shifted * y
+    total = scaled.sum(axis=1)
+    share = scaled / total.dimshuffle(0, "x") + shifted
+    low = engine.minimum(engine.maximum(share, np.asarray(0.1, dtype)), np.asarray(2, dtype))
+    zero = engine.maximum(share, np.asarray(0, dtype))  # whose sign NumPy does not tell
+    graphs = {
+        ((n, m), (n,)): [low, low.sum(axis=1)],
+        ((m,), (n,)): [low.sum(axis=0), total],
+        ((n, m),): [zero * y],
+    }
+    rng = np.random.RandomState(0)
+    values, factors = (rng.standard_normal((n, m)).astype(dtype) for _ in range(2))
+    values[0], values[n // 2, 0] = 3.0, np.nan  # equal ones, and one that is none
+    if n > 2:
+        values[1, m // 2], values[2, m // 2], values[3] = np.inf, -np.inf, -np.inf
+    for shapes, graph in graphs.items():
+        recipe = derived([x, y], graph, "rows")
+        found = []
+        for loads in (False, True):
+            routine = Routine(recipe)
+            routine._loads = routine._compiles = loads
+            out = [np.empty(shape, dtype) for shape in shapes]
+            with np.errstate(all="ignore"):
+                for _ in range(2):
+                    routine.bind([values, factors], out)()
+            found.append(out)
+        for ours, theirs in zip(*found, strict=True):
+            assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "limit, n_loops",
+    [(0.5, 1), (-2.0, 1), (0.0, 0), ("scalar", 0), ("row max", 0)],
+)
+def test_where_numpy_leaves_the_sign_of_zero_open_there_is_no_loop(
+    limit: float | str, n_loops: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 0.0 and -0.0 it gives one back by where they lie in memory."""
+    monkeypatch.setattr(fusing, "compiled_loop", made := Loops())
+    x, y = (engine.matrix(name, dtype="float64") for name in "xy")
+    s = engine.vector("s", dtype="float64")
+    if limit == "row max":
+        graph = engine.maximum_over(x * y, (1,))
+    else:
+        other = s.dimshuffle("x", 0) if limit == "scalar" else np.asarray(limit)
+        graph = engine.minimum(x * y, other)
+    routine = Routine(derived([x, y, s], [graph], "limit"))
+    routine._loads = routine._compiles = True
+    out = np.empty((3, 1 if limit == "row max" else 2))
+    routine.bind([np.ones((3, 2)), np.ones((3, 2)), np.ones(1)], [out])
+    assert len(made.sources) == n_loops
 
 
 class Loops:

@@ -101,15 +101,17 @@ def test_arrays_of_shapes_that_are_known_are_bound_without_planning(
     graph = block_graph(Network(3, "relu", "softmax", "float32", "float32"), "log_loss")
     recipe = derived(graph.inputs, graph.outputs, "routine")
     routine, planned = Routine(recipe), []
+    monkeypatch.setattr(routine_module, "_LOAD_AFTER", np.inf)
     routine._loads = routine._compiles = are_loops and loops._is_available()
 
     def plan(*args: Any) -> Plan:
-        planned.append(args[2][0].shape)  # of the rows
+        planned[-1] += args[0] is routine._graph
         return Plan(*args)
 
     monkeypatch.setattr(routine_module, "Plan", plan)
     results = []
-    for seed, n in enumerate([8, 8, 5, 8, 5]):
+    for seed, n in enumerate([8, 5, 8, 5, 8, 8, 5]):  # the second one may move memory
+        planned.append(0)
         rng = np.random.RandomState(seed)
         theta = rng.standard_normal(LAYOUT.n_parameters).astype(np.float32)
         inputs = [*batch(n, "float32", "float32"), *LAYOUT.views(theta)]
@@ -125,11 +127,7 @@ def test_arrays_of_shapes_that_are_known_are_bound_without_planning(
     for (loss, gradient), (expected, slope) in zip(results[::2], results[1::2], strict=True):
         assert loss == expected
         assert_array_equal(gradient, slope)
-    n_fresh = {(8, 5): 3, (5, 5): 2}  # the routines that were made for comparison
-    assert {shape: planned.count(shape) - n for shape, n in n_fresh.items()} == {
-        (8, 5): 1,
-        (5, 5): 1,
-    }
+    assert not any(planned[4:])
 
 
 def test_an_input_that_is_also_an_output_has_a_plan_of_its_own() -> None:

@@ -57,8 +57,9 @@ class Collective(Protocol):
 
         Bit for bit the same as any other rank would get for that share. `vector` comes
         from `room`, and must not be written to before the next `sum` has returned, or,
-        where ranks have a share each, `complete` has: use `n_vectors` in turn. Its share may have been overwritten with the sum. The result may be a
-        view that is valid until the next call, and may not be written to.
+        where ranks have a share each, `complete` has: use `n_vectors` in turn. Its share
+        may have been overwritten with the sum. The result may be a view that is valid until
+        the next call, and may not be written to.
         """
 
     def complete(self, scalars: tuple[float, ...], vector: np.ndarray) -> tuple[float, ...]:
