@@ -11,7 +11,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from skdtheano.fusing import Calls, fused, separate
+from skdtheano.fusing import Calls, Find, fused, separate
 from skdtheano.loop_writer import Bound
 from skdtheano.numpy_steps import Call, Step, View
 
@@ -95,10 +95,8 @@ class Plan:
     memory : Memory
     inputs, out : sequence of ndarray
         Arrays of the shapes that the plan is for.
-    as_loops : bool
-        Whether neighbouring steps become loops, where these are compiled.
-    may_compile : bool
-        Whether to compile them.
+    find : callable, optional
+        From the source of a loop to a loop, or None: neighbouring steps become one then.
     """
 
     def __init__(
@@ -107,8 +105,7 @@ class Plan:
         memory: Memory,
         inputs: Sequence[np.ndarray],
         out: Sequence[np.ndarray],
-        as_loops: bool,
-        may_compile: bool,
+        find: Find | None,
     ) -> None:
         planner = _Planner(graph, memory, inputs, out)
         self._graph = graph
@@ -125,7 +122,7 @@ class Plan:
                 self._views.append(step)
                 given.add(step.output)
         self._own = {k: array for k, array in planner.arrays.items() if k not in given}
-        parts = fused(planner.bound, may_compile) if as_loops else separate(planner.bound)
+        parts = separate(planner.bound) if find is None else fused(planner.bound, find)
         #: Calls, or what makes them where they touch what is given.
         self._parts: list[list[Call] | Calls] = [
             part if part.values & given else part.calls(planner.arrays) for part in parts

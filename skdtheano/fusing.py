@@ -7,7 +7,7 @@ sum over rows adds them one after another in both, and so does one over few colu
 matrices are stacked, of several models, the loop goes through these too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from skdtheano.loop_writer import Bound, LoopWriter, Unfit
-from skdtheano.loops import INSTRUCTIONS, Loop, bound_loop, compiled_loop, is_compiled
+from skdtheano.loops import INSTRUCTIONS, Loop, bound_loop
 from skdtheano.numpy_steps import (
     AND,
     COLUMN_SUM,
@@ -25,6 +25,8 @@ from skdtheano.numpy_steps import (
     Call,
     Step,
 )
+
+Find = Callable[[str], Loop | None]
 
 
 class Calls(Protocol):
@@ -86,15 +88,15 @@ def separate(bound: Sequence[Bound]) -> list[Calls]:
     return [_StepCalls(one.step, one.scratch) for one in bound]
 
 
-def fused(bound: Sequence[Bound], may_compile: bool) -> list[Calls]:
-    """The same with loops of neighbours, where these are compiled, or may be."""
+def fused(bound: Sequence[Bound], find: Find) -> list[Calls]:
+    """The same with loops of neighbours, where one is found for their source."""
     parts: list[Calls] = []
     start = 0
     while start < len(bound):
         stop = _end_of_run(bound, start)
         loop = None
         if stop - start > 1:
-            loop = _loop(bound[start:stop], may_compile)
+            loop = _loop(bound[start:stop], find)
         if loop is not None:
             parts.append(loop)
         else:
@@ -136,14 +138,12 @@ _OPERATIONS = {
 } - {np.sqrt}
 
 
-def _loop(bound: Sequence[Bound], may_compile: bool) -> _LoopCalls | None:
+def _loop(bound: Sequence[Bound], find: Find) -> _LoopCalls | None:
     try:
         written = LoopWriter(bound)
     except Unfit:
         return None
-    if not may_compile and not is_compiled(written.source):
-        return None
-    loop = compiled_loop(written.source)
+    loop = find(written.source)
     if loop is None:
         return None
     return _LoopCalls(loop, written.pointers, written.zeroed, written.lengths)

@@ -11,7 +11,10 @@ from the machine code that an earlier process has left on the disk.
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
@@ -165,6 +168,24 @@ def compiled_loop(source: str) -> Loop | None:
     kind = ctypes.CFUNCTYPE(None, *pointers, *[ctypes.c_int64] * head.count("i64 "))
     loop: Loop = kind(engine.get_function_address("loop"))
     return loop
+
+
+def compile_ahead(sources: Iterable[str]) -> "Future[None]":
+    """Compile loops beside what goes on: LLVM does not hold the interpreter.
+
+    Says when it is done. What cannot be compiled is no error: `compiled_loop` meets it again.
+    """
+    done: Future[None] = Future()
+
+    def compile_all(sources: Sequence[str] = tuple(sources)) -> None:
+        with suppress(Exception):
+            for source in sources:
+                compiled_loop(source)
+        done.set_result(None)
+
+    # A thread of its own: one of a pool is gone in a process that was forked.
+    threading.Thread(target=compile_all, name="skdtheano-loops").start()
+    return done
 
 
 def bound_loop(

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from skdtheano import engine, fusing, loops, shelf
+from skdtheano import engine, loops, shelf
+from skdtheano import routine as routine_module
 from skdtheano.graphs.losses import LOSSES, block_graph
 from skdtheano.graphs.network import ACTIVATIONS, Network
 from skdtheano.graphs.optimizers import update_graph
@@ -41,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache directory of its own, and a process that has compiled nothing."""
     monkeypatch.setattr(shelf, "directory", lambda: tmp_path)
     monkeypatch.setattr(loops, "compiled_loop", loops.compiled_loop.__wrapped__)
-    monkeypatch.setattr(fusing, "compiled_loop", loops.compiled_loop)
+    monkeypatch.setattr(routine_module, "compiled_loop", loops.compiled_loop)
     return tmp_path
 
 
@@ -137,7 +138,7 @@ def test_a_layer_of_relu_is_two_loops_and_a_softmax_with_its_loss_four(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Scores, values and mask; slopes and their sum. And before and after exp, and log."""
-    monkeypatch.setattr(fusing, "compiled_loop", made := Loops())
+    monkeypatch.setattr(routine_module, "compiled_loop", made := Loops())
     graph = block_graph(Network(2, "relu", "softmax", "float32", "float32"), "log_loss")
     routine = Routine(derived(graph.inputs, graph.outputs, "sums"))
     layout = Layout((5, 4, 3))
@@ -197,7 +198,7 @@ def test_where_numpy_leaves_the_sign_of_zero_open_there_is_no_loop(
     limit: float | str, n_loops: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 0.0 and -0.0 it gives one back by where they lie in memory."""
-    monkeypatch.setattr(fusing, "compiled_loop", made := Loops())
+    monkeypatch.setattr(routine_module, "compiled_loop", made := Loops())
     x, y = (engine.matrix(name, dtype="float64") for name in "xy")
     s = engine.vector("s", dtype="float64")
     if limit == "row max":
@@ -226,22 +227,40 @@ def test_a_routine_changes_to_loops_once_that_pays(folder: Path) -> None:
     x, b = engine.matrix("x", dtype="float64"), engine.vector("b", dtype="float64")
     recipe = derived([x, b], [(x + b.dimshuffle("x", 0)) * x - x], "chain")
 
-    def routine_after(seconds: float) -> Routine:
-        routine = Routine(recipe)
-        routine._note(seconds)
+    def run(routine: Routine) -> None:
         rows, out = np.ones((3, 2)), np.empty((3, 2))
         routine.bind([rows, np.arange(2.0)], [out])()
         assert_array_equal(out, [[0, 1]] * 3)
-        return routine
 
-    assert routine_after(0.0).generation == 0
-    assert routine_after(0.05).generation == 1
-    assert list(folder.iterdir()) == []  # there was nothing to load
-    patient = routine_after(0.2)
-    assert patient.generation == 1
-    assert len(list(folder.iterdir())) == 1
-    patient._note(0.2)
-    assert patient.generation == 1
+    def loops_of(routine: Routine) -> int:
+        [plan] = routine._plans.values()
+        return sum(
+            not isinstance(part, list) and hasattr(part, "loop") for part in plan._parts
+        )
+
+    routine = Routine(recipe)
+    run(routine)
+    assert (routine.generation, loops_of(routine)) == (0, 0)
+    routine._note(0.05)
+    run(routine)
+    assert (routine.generation, loops_of(routine)) == (1, 0)  # there was nothing to load
+    routine._note(0.2)
+    assert routine._compiling is not None
+    routine._compiling.result(60)  # beside the calls, which went on
+    assert (routine.generation, len(list(folder.iterdir()))) == (1, 1)
+    routine._note(0.0)
+    run(routine)
+    assert (routine.generation, loops_of(routine)) == (2, 1)
+    routine._note(0.2)
+    assert routine.generation == 2
+    another = Routine(recipe)
+    another._note(0.05)
+    run(another)
+    assert (another.generation, loops_of(another)) == (1, 1)
+
+
+def test_what_cannot_be_compiled_beside_the_calls_is_no_end_of_them() -> None:
+    loops.compile_ahead(["this is no loop"]).result(60)
 
 
 def test_vectors_that_a_loop_cannot_take_are_refused() -> None:
