@@ -6,7 +6,8 @@ One run measures all contenders on the same float32 rows, layers and batch sizes
 prints samples per second of steady training: medians, with the least and the most, of repeats
 in which each contender has its turn, since machines drift. What is fair, and the same for all:
 
-- A fit of 1 epoch and one of 1 + EPOCHS are timed in each repeat. What the second takes beyond
+- A fit of 1 epoch and one of some more, each network's own number, are timed in each repeat:
+  so many that the fastest takes half a second for them. What the second takes beyond
   the median of the first counts, so nobody pays for start-up, compilation, or the first look
   at the rows; `cold_start.py` measures these. The first epoch of all is not measured.
 - Each shuffles the rows anew in each epoch, adds up the loss, decays the weights, and none
@@ -38,8 +39,6 @@ from harness.nets import NETS, Net, chosen
 from harness.processes import Host, Running
 from harness.report import Ratio, steady_rates
 
-EPOCHS = 5
-
 RATIOS = (
     Ratio("ours / scikit-learn, 1 thread", "ours", "sklearn-1t"),
     Ratio("ours / PyTorch, 1 thread", "ours", "torch-1t"),
@@ -55,7 +54,7 @@ LIMITS = {"gemm-1t": "-", "gemm-2p": "--", "torch-gemm-1t": ":"}
 
 
 def measured(
-    contenders: list[Contender], nets: list[Net], repeats: int, epochs: int
+    contenders: list[Contender], nets: list[Net], repeats: int, epochs: dict[str, int]
 ) -> dict[str, dict[str, list[float]]]:
     """Samples per second by net and contender, of each repeat."""
     turns = list(product(nets, contenders))
@@ -81,12 +80,12 @@ def measured(
                 with running[contender.host].awake():
                     seconds(net, contender, 1)  # whatever has waited meanwhile
                     short[net, contender].append(seconds(net, contender, 1))
-                    long[net, contender].append(seconds(net, contender, 1 + epochs))
+                    long[net, contender].append(seconds(net, contender, 1 + epochs[net.name]))
             print(f"Repeat {repeat + 1}: {time.perf_counter() - start:.0f} s", flush=True)
     rates: dict[str, dict[str, list[float]]] = {net.name: {} for net in nets}
     for net, contender in turns:
         rates[net.name][contender.name] = steady_rates(
-            epochs * net.rows, short[net, contender], long[net, contender]
+            epochs[net.name] * net.rows, short[net, contender], long[net, contender]
         )
     return rates
 
@@ -131,7 +130,8 @@ def main() -> None:
         nets, contenders = chosen(given.nets), present(given.only.split(","))
     except ValueError as error:
         parser.error(str(error))
-    repeats, epochs = (1, 2) if given.quick else (given.repeats, EPOCHS)
+    repeats = 1 if given.quick else given.repeats
+    epochs = {net.name: 2 if given.quick else net.epochs for net in nets}
     rates = measured(contenders, nets, repeats, epochs)
     print_report(rates)
     content = {

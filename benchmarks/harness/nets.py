@@ -10,7 +10,7 @@ N_CLASSES = 10
 
 @dataclass(frozen=True)
 class Net:
-    """A classifier's layers and minibatch, and how many rows make an epoch.
+    """A classifier's layers and minibatch, how many rows make an epoch, and how many to time.
 
     Rows are a multiple of the batch, so that all steps are equal, and of 8 blocks.
     """
@@ -20,6 +20,7 @@ class Net:
     n_features: int
     batch: int
     rows: int
+    epochs: int
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -40,9 +41,9 @@ class Net:
 NETS = {
     net.name: net
     for net in (
-        Net("small", (100,), 64, 200, 64_000),
-        Net("medium", (256, 128), 784, 256, 20_480),
-        Net("large", (1000, 1000), 784, 1024, 5_120),
+        Net("small", (100,), 64, 200, 64_000, 20),
+        Net("medium", (256, 128), 784, 256, 20_480, 10),
+        Net("large", (1000, 1000), 784, 1024, 5_120, 6),
     )
 }
 

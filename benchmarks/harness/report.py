@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy  # noqa: F401  (whose BLAS is asked for its kernels)
+import threadpoolctl
+
 #: By net, and in it by contender: samples per second of each repeat.
 Rates = Mapping[str, Mapping[str, Sequence[float]]]
 
@@ -89,9 +92,18 @@ def machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "kernels": kernels(),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def kernels() -> list[str]:
+    """Which kernels each BLAS here multiplies with, and what the environment says of them."""
+    given = [f"{k}={os.environ[k]}" for k in ("OPENBLAS_CORETYPE",) if k in os.environ]
+    libraries = threadpoolctl.threadpool_info()
+    names = {library["architecture"] for library in libraries if "architecture" in library}
+    return [*sorted(names), *given]
 
 
 def _processor() -> str:
@@ -106,6 +118,7 @@ def _processor() -> str:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
+    print(f"Kernels of NumPy's BLAS: {', '.join(kernels())}")
     print(f"Wrote {path}")
 
 
