@@ -1,7 +1,12 @@
 """How long a sum takes between dask workers of this machine, by what carries it.
 
     python benchmarks/exchange.py [--workers 2 4] [--sizes 1024 8000000] [--repeats 3]
-        [--json FILE]
+        [--json FILE] [--anywhere]
+
+Workers that share memory are moved about by the system, as on any host. For messages, sums over
+comms and bare ones, each has a core of its own, as on a host of its own, if there are so many.
+With ``--anywhere`` none has: on two cores the two threads of a worker, its event loop and the
+one that waits for a sum, then get into the other worker's way, for up to twice as long.
 
 For each number of workers and of bytes, microseconds per sum (median over the sums of a
 round, the slowest rank, the best of some repeats), and beside them what bounds them here:
@@ -9,7 +14,7 @@ round, the slowest rank, the best of some repeats), and beside them what bounds 
 - *shared memory*: `sum`, and `sum` with the `complete` that fills in the others' shares;
 - *memory*: what must move for these, by as many processes that do not wait for each other:
   for the sum, adding the share of each other rank; with `complete`, copying the others';
-- *comms*: `sum` over dask's comms from worker to worker;
+- *comms*: `sum` over dask's comms from worker to worker, and the exchange without adding;
 - *bare message*: messages of that size from every worker to every other one at a time, sent
   by their event loops as they are, without threads or sums;
 - *raw TCP*: the same between two processes over sockets of their own, both ways at once;
@@ -27,6 +32,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +66,11 @@ def microseconds(act: Callable[[int], Any], times: int) -> float:
 
 def timed_sums(
     rank: int, addresses: list[str], round_id: str, n_bytes: int, shared_memory: bool
-) -> tuple[float, float]:
-    """Microseconds per sum on one rank, and per sum and `complete`; runs as a task."""
+) -> tuple[float, float, float]:
+    """Microseconds on one rank; runs as a task.
+
+    Per sum; per sum and `complete`; and per exchange over comms of what is not added up.
+    """
     worker = get_worker()
     key = str(worker.get_current_task())
     secede()
@@ -78,7 +87,12 @@ def timed_sums(
             peers.complete((0.0,), whole)
 
         alone = microseconds(lambda i: peers.sum((1.0, 2.0), vectors[i % 2]), times)
-        return alone, microseconds(both, times)
+        whole_of = dict.fromkeys((r for r in range(len(addresses)) if r != rank), slice(None))
+
+        def exchange(i: int) -> None:
+            peers._comms_wire.exchange((1.0, 2.0), vectors[i % 2], whole_of, whole_of)
+
+        return alone, microseconds(both, times), microseconds(exchange, times)
 
 
 def memory_rank(_: int, n_bytes: int, n_ranks: int, is_shared: bool, told: Any) -> None:
@@ -218,11 +232,16 @@ def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def measured(client: Client, n_bytes: int) -> dict[str, Any]:
+def measured(client: Client, n_bytes: int, with_own_cores: bool) -> dict[str, Any]:
     addresses = sorted(client.nthreads())
+    cores = sorted(os.sched_getaffinity(0))
+    with_own_cores &= len(addresses) <= len(cores)
     row: dict[str, Any] = {"workers": len(addresses), "bytes": n_bytes}
     for name, shared_memory in (("shared", True), ("comms", False)):
         round_id = uuid.uuid4().hex
+        if with_own_cores and not shared_memory:
+            for core, address in zip(cores, addresses, strict=False):
+                client.run(settle, {core}, workers=[address])
         arguments = [
             (rank, addresses, round_id, n_bytes, shared_memory)
             for rank in range(len(addresses))
@@ -232,16 +251,25 @@ def measured(client: Client, n_bytes: int) -> dict[str, Any]:
             for given in arguments
         ]
         told = client.gather(tasks)
-        row[f"{name} sum"] = max(alone for alone, _ in told)
-        row[f"{name} sum+complete"] = max(both for _, both in told)
+        row[f"{name} sum"] = max(alone for alone, *_ in told)
+        row[f"{name} sum+complete"] = max(both for _, both, _ in told)
+    row["comms exchange"] = max(exchange for *_, exchange in told)
     client.run(prepare_bare)
     bare = client.run(bare_messages, addresses, uuid.uuid4().hex, n_bytes)
     row["bare message"] = max(bare.values())
+    client.run(settle, set(cores))
     bounds = memory_bound(n_bytes, len(addresses), n_bytes > 2**18)
     row["memory sum"], row["memory sum+complete"] = bounds
     row["raw tcp"] = raw_tcp(n_bytes)
     row["in memory"] = in_memory(n_bytes, len(addresses))
     return row
+
+
+def settle(cores: set[int]) -> None:
+    """Keep all threads of this process on some cores."""
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(int(thread), cores)
 
 
 def cell(value: Any) -> str:
@@ -255,6 +283,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many counts")
+    parser.add_argument("--anywhere", action="store_true", help="workers have no own cores")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     given = parser.parse_args()
     rows = []
@@ -267,7 +296,12 @@ def main() -> None:
         ):
             client.register_plugin(ExchangePlugin())
             for n_bytes in given.sizes:
-                row = best([measured(client, n_bytes) for _ in range(given.repeats)])
+                row = best(
+                    [
+                        measured(client, n_bytes, not given.anywhere)
+                        for _ in range(given.repeats)
+                    ]
+                )
                 if not rows:
                     print("| " + " | ".join(row) + " |")
                     print("|" + " --- |" * len(row))
