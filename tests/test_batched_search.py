@@ -575,9 +575,9 @@ def test_tasks_are_even_and_stacks_as_large_as_they_can_be() -> None:
         return [len(job.candidates) for job in jobs_of(grid, 3, prefix, n_at_once)]
 
     assert sizes(1) == [24] * 3
-    assert sizes(2) == [6] * 12
+    assert sizes(2) == [12] * 6
     assert sizes(100) == [1] * 72
-    assert sizes(2, "") == sizes(2, None) == [6] * 12
+    assert sizes(2, "") == sizes(2, None) == [12] * 6
     mixed = [{"alpha": a, "hidden_layer_sizes": (h,)} for a in range(5) for h in (3, 4)]
     assert len(jobs_of(mixed, 3, "", 1)) == 3
     for job in jobs_of(mixed, 3, "", 2):  # those that are trained together are side by side

@@ -42,6 +42,8 @@ from skdtheano import DistributedMLPClassifier, cookbook
 from skdtheano.engine import compilations
 from skdtheano.estimators.numeric_targets import NumberEncoder
 from skdtheano.runtime import cluster as cluster_module
+from skdtheano.runtime import local as local_module
+from skdtheano.runtime import profile
 from skdtheano.runtime import tasks as tasks_module
 from skdtheano.runtime.cluster import ClusterSite
 from skdtheano.runtime.failures import ValueLost
@@ -180,13 +182,35 @@ def test_dasks_profiler_leaves_training_threads_alone_if_not_told_otherwise(
         return inside, set(worker.active_threads.values())
 
     for asked in (False, True):
-        with dask.config.set({tasks_module.PROFILE_SETTING: asked}):
+        with dask.config.set({profile.SETTING: asked}):
             seat = tasks_module.Seat("a-round", 0, [], 60.0, False)
         assert seat.is_profiled == asked  # which travels to the worker
         key = f"seen-{asked}"
         inside, after = client.submit(seen, is_profiled=asked, key=key).result()
         assert (key in inside) == asked
         assert key in after  # dask takes it away itself
+
+
+def test_a_fit_inside_a_task_is_left_alone_too(client: Client) -> None:
+    def seen() -> list[bool]:
+        """Whether the profiler sees this task at the end of each epoch, and after the fit."""
+        worker = get_worker()
+        found = []
+        run_epoch = local_module.run_epoch
+
+        def watched(*args: Any) -> float:
+            found.append(threading.get_ident() in worker.active_threads)
+            return run_epoch(*args)
+
+        local_module.run_epoch = watched
+        try:
+            X, y = np.random.RandomState(0).rand(20, 2), np.arange(20) % 2
+            DistributedMLPClassifier((2,), max_iter=2).fit(X, y)
+        finally:
+            local_module.run_epoch = run_epoch
+        return [*found, threading.get_ident() in worker.active_threads]
+
+    assert client.submit(seen, pure=False).result() == [False, False, True]
 
 
 def test_a_round_ends_where_the_fit_does(client: Client) -> None:

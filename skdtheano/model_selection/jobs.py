@@ -17,7 +17,7 @@ from skdtheano.estimators.perceptron import DistributedPerceptron
 Split = tuple[np.ndarray, np.ndarray]
 
 #: Tasks for each thread of a cluster: so many that the last ones end at about the same time.
-_TASKS_PER_THREAD = 4
+_TASKS_PER_THREAD = 3
 
 
 @dataclass(frozen=True)

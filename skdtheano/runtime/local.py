@@ -13,6 +13,7 @@ from skdtheano.runtime.failures import NotFinite
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import Epoch, HeldOut, RowMap
 from skdtheano.runtime.parameters import TrainState
+from skdtheano.runtime.profile import out_of_the_profile
 from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.steps import (
@@ -73,7 +74,8 @@ class LocalRuntime(AbstractContextManager["LocalRuntime"]):
 
     def run_epochs(self, epochs: Sequence[Epoch], course: Course) -> list[float]:
         [epoch] = epochs
-        return [self._run_epoch(epoch, course.settings())]
+        with out_of_the_profile():  # in a task of a search
+            return [self._run_epoch(epoch, course.settings())]
 
     def _run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:
         [batches] = epoch.shares(self._places)

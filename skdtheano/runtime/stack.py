@@ -16,6 +16,7 @@ from skdtheano.runtime.blocks import Batch, BatchRoom, Block
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import Gathered, Order, RowMap
 from skdtheano.runtime.parameters import TrainState
+from skdtheano.runtime.profile import out_of_the_profile
 from skdtheano.runtime.stacked_program import StackedProgram
 from skdtheano.runtime.steps import Course, is_finite, quietly
 
@@ -75,7 +76,7 @@ def train_together(model: Model, members: Sequence[Member]) -> None:
     """
     going_on = [member for member in members if member.course.n_left]
     while going_on:
-        with _Stack(model, going_on) as stack:
+        with out_of_the_profile(), _Stack(model, going_on) as stack:
             going_on = stack.run_until_one_ends()
 
 

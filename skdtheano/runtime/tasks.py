@@ -2,14 +2,12 @@
 
 import asyncio
 import math
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import dask
 import numpy as np
 from dask.sizeof import sizeof
 from distributed import Worker, get_worker, secede
@@ -23,6 +21,7 @@ from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import Batches, KeyedBatches, ListedBatches
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.peers import Peers
+from skdtheano.runtime.profile import is_asked_for, out_of_the_profile
 from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.steps import (
@@ -34,9 +33,6 @@ from skdtheano.runtime.steps import (
     run_epoch,
     score_sums,
 )
-
-#: Whether dask's profiler sees training threads too, by dask's configuration at the caller.
-PROFILE_SETTING = "skdtheano.profile"
 
 #: A state of more bytes stays on the workers, which all have it.
 _REPORTED_BYTES = 2**20
@@ -163,7 +159,7 @@ class Seat:
     addresses: list[str]
     deadline: float
     shared_memory: bool
-    is_profiled: bool = field(default_factory=lambda: dask.config.get(PROFILE_SETTING, False))
+    is_profiled: bool = field(default_factory=is_asked_for)
 
 
 def itself(block: Block) -> Block:
@@ -274,26 +270,8 @@ def _taken(seat: Seat) -> Iterator[Peers]:
         key,
         seat.shared_memory,
     )
-    with peers, nullcontext() if seat.is_profiled else _out_of_the_profile(worker):
+    with peers, out_of_the_profile(seat.is_profiled):
         yield peers
-
-
-@contextmanager
-def _out_of_the_profile(worker: Worker) -> Iterator[None]:
-    """Keep dask's profiler off this thread.
-
-    It holds the interpreter for 0.3 ms a hundred times a second, and ranks wait for each
-    other: the steps of two workers on two cores take 5 % longer.
-    """
-    thread = threading.get_ident()
-    with worker.active_threads_lock:
-        key = worker.active_threads.pop(thread, None)
-    try:
-        yield
-    finally:
-        if key is not None:  # dask takes it away itself when the task ends
-            with worker.active_threads_lock:
-                worker.active_threads[thread] = key
 
 
 def _multiple_of(seat: Seat) -> int:
