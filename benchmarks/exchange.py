@@ -4,9 +4,10 @@
         [--json FILE] [--anywhere]
 
 Workers that share memory are moved about by the system, as on any host. For messages, sums
-over comms and bare ones, each has a core of its own, as on a host of its own, if there are so
-many. With ``--anywhere`` none has: on two cores the two threads of a worker, its event loop and
-the one that waits for a sum, then get into the other worker's way, for up to twice as long.
+over comms and bare ones, each has a core of its own, as on a host of its own, if there are
+so many. With ``--anywhere`` none has: on two cores the two threads of a worker, its event
+loop and the one that waits for a sum, then get into the other worker's way, and take up to
+twice as long.
 
 For each number of workers and of bytes, microseconds per sum (median over the sums of a
 round, the slowest rank, the best of some repeats), and beside them what bounds them here:
