@@ -43,7 +43,7 @@ NUMBERS = frozenset(
 
 #: Of parameters, gradients, moments and layers of the models that take their steps together,
 #: and how many there are at least: calls cost more than memory then.
-_STACK_BYTES, _FEWEST = 2**22, 4
+_STACK_BYTES, _FEWEST = 2**23, 4
 
 
 @dataclass(eq=False)
