@@ -8,6 +8,7 @@ are made anew: a training has several gradients in turn, and other arrays in eac
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from operator import itemgetter
 
 import numpy as np
 
@@ -113,7 +114,7 @@ class Plan:
             value: place
             for value, target in planner.targets.items()
             for place, array in enumerate(out)
-            if array is target
+            if array is target and planner.arrays[value] is target
         }
         given = {*graph.inputs, *self._direct}
         self._views: list[View] = []
@@ -138,10 +139,22 @@ class Plan:
         calls: list[Call] = []
         for part in self._parts:
             calls += part if isinstance(part, list) else part.calls(arrays)
-        for value, target in zip(graph.outputs, out, strict=True):
-            if arrays[value] is not target:
-                calls.append(partial(np.copyto, target, arrays[value]))
-        return calls
+        copies: list[tuple[bool, Call]] = [
+            (value in self._own, partial(np.copyto, target, arrays[value]))
+            for value, target in zip(graph.outputs, out, strict=True)
+            if arrays[value] is not target
+        ]
+        # First what was given, which another copy may write over.
+        return calls + [copy for is_own, copy in sorted(copies, key=itemgetter(0))]
+
+
+def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays are of the same memory, entry by entry; as `pattern` sees it."""
+    return one is other or (
+        one.shape == other.shape
+        and one.strides == other.strides
+        and one.__array_interface__["data"] == other.__array_interface__["data"]
+    )
 
 
 def pattern(arrays: Sequence[np.ndarray]) -> tuple[object, ...]:
@@ -208,12 +221,16 @@ class _Planner:
             read_last = [
                 graph.last_reader.get(number, -1)
                 for number, array in zip(graph.inputs, inputs, strict=True)
-                if array is target
+                if _is_same(array, target)
             ]
             own = made_at[value]
             step = graph.steps[own]
             assert isinstance(step, Step)
-            places = {i for i, v in enumerate(step.inputs) if self.arrays.get(v) is target}
+            places = {
+                i
+                for i, v in enumerate(step.inputs)
+                if v in self.arrays and _is_same(self.arrays[v], target)
+            }
             may_overwrite = bool(places) and places <= set(step.overwrites)
             if all(last < own or (last == own and may_overwrite) for last in read_last):
                 direct[value] = target

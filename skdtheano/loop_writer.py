@@ -186,7 +186,7 @@ class LoopWriter:
         now, before, after = self._passes[-1], f"%a{place}", f"%n{place}"
         is_read_outside = one.last_reader > self._bound[-1].number
         if one.step.operation is ROW_SUM:
-            first = "-0.0"  # to which adding x makes x, be it -0 as well
+            first = "0.0"  # as NumPy: of entries that are all -0.0 the sum is 0.0
             now.lines.append(f"{after} = fadd {kind} {before}, {value}")
         else:
             if is_read_outside:

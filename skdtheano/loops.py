@@ -11,9 +11,10 @@ from the machine code that an earlier process has left on the disk.
 """
 
 import ctypes
+import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any
@@ -28,6 +29,8 @@ try:
     import llvmlite.binding as llvm
 except ImportError:  # classic Theano brings none
     llvm = None
+
+logger = logging.getLogger(__name__)
 
 #: What is rounded alike by NumPy and by a compiled loop; {0} is a dtype, {1} and {2} operands.
 INSTRUCTIONS: dict[object, str] = {
@@ -145,23 +148,32 @@ def is_compiled(source: str) -> bool:
     return _is_available() and shelf.kept(_key(source)) is not None
 
 
-@cache
 def compiled_loop(source: str) -> Loop | None:
-    """Compile a loop, or load it; None where there is no LLVM.
+    """Compile a loop, or load it; None where that cannot be: NumPy's calls go on then.
 
     It takes addresses and lengths, which `bound_loop` knows, serves any number of threads,
     and does not hold the interpreter: heartbeats go on meanwhile.
     """
-    if not _is_available():
+    if source not in _loops:
+        with _lock:
+            if source not in _loops:
+                _loops[source] = _made(source) if _is_available() else None
+    return _loops[source]
+
+
+def _made(source: str) -> Loop | None:
+    try:
+        key = _key(source)
+        code = shelf.kept(key)
+        if code is None:
+            code = _compiled(source)
+            shelf.keep(key, code)
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+    except RuntimeError as error:  # LLVM's
+        logger.warning("A loop cannot be compiled here, and NumPy goes on alone: %s", error)
         return None
-    key = _key(source)
-    code = shelf.kept(key)
-    if code is None:
-        code = _compiled(source)
-        shelf.keep(key, code)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
     _engines.append(engine)  # the code is the engine's
     head = source[: source.index("{")]
     pointers = [ctypes.c_void_p] * head.count("ptr ")
@@ -170,22 +182,27 @@ def compiled_loop(source: str) -> Loop | None:
     return loop
 
 
-def compile_ahead(sources: Iterable[str]) -> "Future[None]":
-    """Compile loops beside what goes on: LLVM does not hold the interpreter.
-
-    Says when it is done. What cannot be compiled is no error: `compiled_loop` meets it again.
-    """
-    done: Future[None] = Future()
+def compile_ahead(sources: Iterable[str]) -> threading.Thread:
+    """Compile loops in a thread, beside what goes on: LLVM does not hold the interpreter."""
 
     def compile_all(sources: Sequence[str] = tuple(sources)) -> None:
-        with suppress(Exception):
-            for source in sources:
-                compiled_loop(source)
-        done.set_result(None)
+        for source in sources:
+            compiled_loop(source)
 
-    # A thread of its own: one of a pool is gone in a process that was forked.
-    threading.Thread(target=compile_all, name="skdtheano-loops").start()
-    return done
+    thread = threading.Thread(target=compile_all, name="skdtheano-loops")
+    with suppress(RuntimeError):  # there can be no more threads: they are compiled when asked
+        thread.start()
+    return thread
+
+
+#: What was compiled or loaded in this process; None for what could not be.
+_loops: dict[str, Loop | None] = {}
+_lock = threading.Lock()
+# LLVM has a lock of its own, which a process that is forked while a loop is compiled would
+# find held for good.
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
 
 
 def bound_loop(

@@ -206,8 +206,10 @@ def _elementwise(node: Node, numbers: Numbering) -> bool:
     varying = [value.dtype for value in values if value.constant is None]
     common = str(np.result_type(*varying)) if varying else node.outputs[0].dtype
     inputs = tuple(numbers.typed(value, common) for value in values)
-    # Of more than two, only the first is not read again after the first call.
-    overwrites = tuple(range(len(inputs))) if len(inputs) <= 2 else (0,)
+    # Of more than two, only the first is not read again after the first call, if it is so.
+    overwrites = tuple(range(len(inputs)))
+    if len(inputs) > 2:
+        overwrites = () if inputs[0] in inputs[2:] else (0,)
     _append(node, numbers, inputs, partial(_ufunc_calls, function), overwrites, function)
     return True
 

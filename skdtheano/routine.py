@@ -6,10 +6,10 @@ and writes. There is nothing to compile, so the first call comes at once; a call
 nothing; and an array whose value is not needed any more is written over.
 """
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Routine:
         #: Whether neighbouring steps are loops where these are compiled, or in any case.
         self._loads = self._compiles = False
         self._missing: set[str] = set()  # sources of loops that are not compiled
-        self._compiling: Future[None] | None = None
+        self._compiling: threading.Thread | None = None
 
     @property
     def generation(self) -> int:
@@ -122,14 +122,17 @@ class Routine:
         arrays = pattern([*inputs, *out])
         plan = self._plans.get((self.generation, arrays))
         if plan is None:
-            before = self.generation
             find = compiled_loop if self._compiles else self._loaded if self._loads else None
-            plan = Plan(self._graph, self._memory, inputs, out, find)
-            if self.generation != before:
-                self._plans.clear()  # these have memory that was replaced
+            before = self.generation
+            try:
+                plan = Plan(self._graph, self._memory, inputs, out, find)
+            finally:
+                if self.generation != before:
+                    self._plans.clear()  # these have memory that was replaced
             self._plans[self.generation, arrays] = plan
             while len(self._plans) > _MAX_PLANS:
                 self._plans.popitem(last=False)
+        self._plans.move_to_end((self.generation, arrays))
         return plan
 
     def _note(self, seconds: float) -> None:
@@ -143,10 +146,10 @@ class Routine:
             if self._seconds > _COMPILE_AFTER:
                 self._compiling = compile_ahead(self._missing)
             return
-        elif self._compiling.done():
-            self._compiles = True
-        else:
+        elif self._compiling.is_alive():
             return
+        else:  # also in a process that was forked meanwhile
+            self._compiles = True
         self._changes += 1
         self._plans.clear()
 

@@ -1,5 +1,8 @@
 """Loops that LLVM compiles: kept on the disk, and given only what they can take."""
 
+import os
+import signal
+import threading
 from itertools import product
 from pathlib import Path
 
@@ -41,12 +44,12 @@ def arrays(n: int, dtype: str = "float64") -> list[np.ndarray]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache directory of its own, and a process that has compiled nothing."""
     monkeypatch.setattr(shelf, "directory", lambda: tmp_path)
-    monkeypatch.setattr(loops, "compiled_loop", loops.compiled_loop.__wrapped__)
-    monkeypatch.setattr(routine_module, "compiled_loop", loops.compiled_loop)
+    monkeypatch.setattr(loops, "_loops", {})
     return tmp_path
 
 
 def check(dtype: str = "float64") -> None:
+    loops._loops.clear()
     loop = loops.compiled_loop(source(dtype))
     assert loop is not None
     for n in (0, 1, 3, 1000):
@@ -165,17 +168,20 @@ def test_sums_and_maxima_of_rows_have_the_bits_of_numpy(n: int, m: int, dtype: s
     share = scaled / total.dimshuffle(0, "x") + shifted
     low = engine.minimum(engine.maximum(share, np.asarray(0.1, dtype)), np.asarray(2, dtype))
     zero = engine.maximum(share, np.asarray(0, dtype))  # whose sign NumPy does not tell
-    graphs = {
-        ((n, m), (n,)): [low, low.sum(axis=1)],
-        ((m,), (n,)): [low.sum(axis=0), total],
-        ((n, m),): [zero * y],
-    }
+    by_sum = y / (x + x).sum(axis=1).dimshuffle(0, "x")
+    graphs = [
+        (((n, m), (n,)), [low, low.sum(axis=1)]),
+        (((m,), (n,)), [low.sum(axis=0), total]),
+        (((n, m),), [zero * y]),
+        (((n, m),), [by_sum]),  # where all are -0.0 the sum is 0.0, and a quotient tells
+    ]
     rng = np.random.RandomState(0)
     values, factors = (rng.standard_normal((n, m)).astype(dtype) for _ in range(2))
     values[0], values[n // 2, 0] = 3.0, np.nan  # equal ones, and one that is none
     if n > 2:
+        values[5] = -0.0
         values[1, m // 2], values[2, m // 2], values[3] = np.inf, -np.inf, -np.inf
-    for shapes, graph in graphs.items():
+    for shapes, graph in graphs:
         recipe = derived([x, y], graph, "rows")
         found = []
         for loads in (False, True):
@@ -246,7 +252,7 @@ def test_a_routine_changes_to_loops_once_that_pays(folder: Path) -> None:
     assert (routine.generation, loops_of(routine)) == (1, 0)  # there was nothing to load
     routine._note(0.2)
     assert routine._compiling is not None
-    routine._compiling.result(60)  # beside the calls, which went on
+    routine._compiling.join(60)  # beside the calls, which went on
     assert (routine.generation, len(list(folder.iterdir()))) == (1, 1)
     routine._note(0.0)
     run(routine)
@@ -259,8 +265,54 @@ def test_a_routine_changes_to_loops_once_that_pays(folder: Path) -> None:
     assert (another.generation, loops_of(another)) == (1, 1)
 
 
-def test_what_cannot_be_compiled_beside_the_calls_is_no_end_of_them() -> None:
-    loops.compile_ahead(["this is no loop"]).result(60)
+def test_a_loop_that_cannot_be_compiled_is_left_to_numpy(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loops.compile_ahead(["this is no loop {", source()]).join(60)
+    assert "A loop cannot be compiled here" in caplog.text
+    assert loops.compiled_loop("this is no loop {") is None
+    assert loops.is_compiled(source())
+
+
+def test_where_no_thread_can_be_started_loops_are_compiled_when_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert not loops.compile_ahead([source()]).is_alive()
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_process_that_is_forked_while_loops_are_compiled_can_compile(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = engine.matrix("x", dtype="float64")
+    recipes = [derived([x], [sum((x * n for n in range(2, k)), x)], "sums") for k in (9, 8)]
+    sources = []
+    for recipe in recipes:
+        routine = Routine(recipe)
+        routine._loads = True
+        routine.bind([np.ones((3, 4))], [np.ones((3, 4))])
+        sources += routine._missing
+    assert len(sources) == 2
+    compiled, is_compiling = loops._compiled, threading.Event()
+
+    def told(source: str) -> bytes:
+        is_compiling.set()
+        return compiled(source)
+
+    monkeypatch.setattr(loops, "_compiled", told)
+    thread = loops.compile_ahead(sources[:1])
+    assert is_compiling.wait(60)
+    child = os.fork()
+    if not child:
+        signal.alarm(60)  # ends it
+        os._exit(0 if loops.compiled_loop(sources[1]) is not None else 1)
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_vectors_that_a_loop_cannot_take_are_refused() -> None:

@@ -130,6 +130,41 @@ def test_arrays_of_shapes_that_are_known_are_bound_without_planning(
     assert not any(planned[4:])
 
 
+def test_an_output_that_depends_on_shapes_alone_is_written() -> None:
+    x = engine.matrix("x", dtype="float64")
+    twice = x.shape[0] * 2
+    recipe = derived([x], [x.sum(axis=0) / twice, twice], "routine")
+    routine = Routine(recipe)
+    for _ in range(2):
+        mean, number = np.full(3, -7.0), np.full((), -7, np.int64)
+        routine.bind([np.ones((5, 3))], [mean, number])()
+        assert_array_equal(mean, [0.5] * 3)
+        assert number == 10
+
+
+def test_a_sum_that_takes_its_first_operand_again_has_it_still() -> None:
+    """Its steps are calls of two operands, and the first call must not write over it."""
+    x, y = (engine.matrix(name, dtype="float64") for name in "xy")
+    a = x * y
+    recipe = derived([x, y], [engine.exp(a + x + a)], "routine")
+    [added] = [node for node in recipe.nodes if "Add" in node.name or "Composite" in node.name]
+    assert len(added.inputs) == 3
+    out = np.empty((1, 2))
+    Routine(recipe).bind([np.array([[3.0, 1]]), np.array([[5.0, 1]])], [out])()
+    assert_allclose(out, np.exp([[33.0, 3]]), rtol=1e-12)
+
+
+def test_views_of_one_array_are_one_array() -> None:
+    """Also for a plan that then serves arrays that are the same objects."""
+    x, y = (engine.vector(name, dtype="float64") for name in "xy")
+    routine = Routine(derived([x, y], [x + y, x * y, x], "routine"))
+    for is_view in (True, False):
+        a, b, c = np.array([1.0, 2.0]), np.array([3.0, 5.0]), np.empty(2)
+        out = [a[:], b[:], c] if is_view else [a, b, c]
+        routine.bind([a, b], out)()
+        assert_array_equal([a, b, c], [[4, 7], [3, 10], [1, 2]])
+
+
 def test_an_input_that_is_also_an_output_has_a_plan_of_its_own() -> None:
     x, y = (engine.vector(name, dtype="float64") for name in "xy")
     routine = Routine(derived([x, y], [x + y, x * y], "routine"))

@@ -4,7 +4,7 @@ import copy
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from numbers import Integral, Real
@@ -323,7 +323,8 @@ class DistributedPerceptron(BaseEstimator, ABC):
         if checkpoint is not None:
             state, best = checkpoint.resume(state, progress, order)
         course = self._course(optimizer, progress, order)
-        with _runtime(data, model, state, best, held_out, order) as runtime:
+        kind = (order.batch_size, order.in_windows, self.sync_every)
+        with _runtime(data, model, state, best, held_out, order.in_windows, kind) as runtime:
 
             def take_over(or_initial: bool) -> None:
                 final = runtime.state()
@@ -412,11 +413,10 @@ def _runtime(
     state: TrainState,
     best: np.ndarray | None,
     held_out: HeldOut | None,
-    order: Order | None = None,
+    in_windows: bool = False,
+    kind: Hashable = None,
 ) -> Runtime:
     if isinstance(data.site, ClusterSite):
-        in_windows = order is not None and order.in_windows
         shares = Shares(data.site, data.handles, data.lengths, data.numbers, in_windows)
-        batch_size = None if order is None else order.batch_size
-        return ClusterRuntime(model, shares, state, best, held_out, batch_size)
+        return ClusterRuntime(model, shares, state, best, held_out, kind)
     return LocalRuntime(model, data.handles, data.numbers, state, best, held_out)

@@ -11,7 +11,7 @@ import numpy as np
 class Collective(Protocol):
     """The ranks of a round. All make the same calls in the same order.
 
-    A step computes its gradient in one of two vectors from `room`, in turn, and `sum`\\ s
+    A step computes its gradient in one of `n_vectors` from `room`, in turn, and `sum`\\ s
     it; the optimizer then updates this rank's `share` of the parameters, which are from
     `room` too, in place; and `complete` fills in what the others have updated. A rank may
     update its share of a vector once `sum` has returned, and no sooner.

@@ -8,7 +8,7 @@ that the last round left, on the workers that are there then.
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import chain
 from typing import Any, TypeVar
@@ -69,8 +69,8 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
         The parameters with the best score so far.
     held_out : callable, optional
         From a `RowMap` to each rank's validation rows.
-    batch_size : int, optional
-        Of the epochs; None where there are none.
+    kind : hashable, optional
+        Of the epochs: equal for those of a model that take as long, on the same workers.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
         state: TrainState,
         best: np.ndarray | None = None,
         held_out: HeldOut | None = None,
-        batch_size: int | None = None,
+        kind: Hashable = None,
     ) -> None:
         self._site = shares.site
         self._model = model
@@ -96,8 +96,10 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
         #: What the next epoch is known to end in.
         self._error: NotFinite | None = None
         cluster = self._site.client.scheduler_info(n_workers=0)["id"]
-        kind = (cluster, *shares.workers, model, batch_size)
-        self._pace = Pace(shares.places.n_rows, kind)
+        workers = frozenset(shares.workers)
+        self._pace = Pace(
+            shares.places.n_rows, (cluster, workers, model, shares.one_by_one, kind)
+        )
 
     def __exit__(self, *error: object) -> None:
         """What the workers hold is the site's to release."""

@@ -138,7 +138,7 @@ class Workspace:
     def gradient(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """A vector for the next gradient, and its parts.
 
-        In turn, across epochs too: others may still read the last one.
+        In turn, across epochs too, where there are two: others may still read the last one.
         """
         return self.gradients[self.turn() % len(self.gradients)]
 

@@ -33,8 +33,9 @@ class Wire(Protocol):
         scalars : tuple of float
             For each of those to whom a part goes.
         vector : ndarray
-            From `room`. It may be read for as long as a rank that gets some of it has
-            not begun the exchange after the next: two vectors in turn are enough.
+            From `room`. A rank that gets some of it may read it until it begins its next
+            exchange, so it can be written to when all of them have: after an exchange in
+            which this rank has got something of each, or with two vectors in turn.
         outgoing, incoming : mapping of int to slice
             By the other rank. Who has nothing incoming does not wait.
 
