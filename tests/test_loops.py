@@ -286,6 +286,7 @@ def test_where_no_thread_can_be_started_loops_are_compiled_when_asked_for(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # Python 3.12
 def test_a_process_that_is_forked_while_loops_are_compiled_can_compile(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
