@@ -88,6 +88,7 @@ def fit_stochastic(
         Is given the progress each time that it is up to date.
     """
     progress = course.progress
+    n_before = progress.n_iter
     early_stopping = course.schedule.early_stopping
     score = (lambda: _score(runtime, score_of)) if early_stopping else None
     try:
@@ -113,7 +114,13 @@ def fit_stochastic(
             ConvergenceWarning,
         )
     except KeyboardInterrupt:
-        warn_user("Training interrupted by user.")
+        begun = progress.n_iter > n_before
+        warn_user(
+            "Training interrupted by user."
+            if begun
+            else "Training interrupted by user. No epoch has ended, or on a cluster no round "
+            "of epochs: the parameters are those of the beginning."
+        )
 
 
 def _run_epochs(runtime: Runtime, order: Order, course: Course, at_most: int) -> list[float]:

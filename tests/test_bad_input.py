@@ -4,6 +4,7 @@ Refusals that scikit-learn has too are compared with its own text.
 """
 
 import asyncio
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from numpy.testing import assert_allclose
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from skdtheano import DistributedMLPClassifier, DistributedMLPRegressor, engine
+from skdtheano.runtime.failures import NotFinite
 
 # Two epochs are not meant to converge.
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -163,6 +165,10 @@ BAD: dict[str, Bad] = {
     "inf of both signs in X": Bad(
         lambda: (blocks(having(having(X, (31, 0), np.inf), (32, 0), -np.inf)), blocks(LABELS)),
         ("X contains infinity", r"block 1, row 1 .*\(row 31 .*column 0", "drop"),
+    ),
+    "one column of weights": Bad(
+        lambda: (blocks(X), blocks(LABELS), blocks(np.ones((90, 1)))),
+        ("Sample weights must be 1D array or scalar", r"1 column", r"weights\[:, 0\]"),
     ),
     "NaN in a sparse block of X": Bad(
         lambda: (
@@ -485,6 +491,18 @@ def test_weights_of_a_negative_sum_are_refused_in_memory() -> None:
 def test_a_minibatch_of_weights_that_are_all_0_is_refused_in_memory() -> None:
     with refused(ValueError, "sample_weight", "32 rows of minibatch 1", "batch_size"):
         classifier(shuffle=False).fit(X, LABELS, 1.0 * (np.arange(N_ROWS) > 40))
+
+
+def test_a_sparse_y_to_regress_on_is_refused() -> None:
+    y = scipy.sparse.csr_matrix(np.eye(3))
+    with pytest.raises(TypeError, match=r"y is a sparse csr_matrix.*Give y\.toarray\(\)"):
+        DistributedMLPRegressor().fit(np.ones((3, 2)), y)
+
+
+def test_the_repr_of_what_is_not_finite_says_what_it_is() -> None:
+    error = NotFinite("loss", 2, 3, [1])
+    assert repr(error) == f"NotFinite({str(error)!r})"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_a_negative_y_of_a_poisson_loss_is_refused_in_memory() -> None:

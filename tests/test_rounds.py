@@ -400,7 +400,7 @@ def test_a_round_of_one_worker_ends_with_its_caller(
     clf = DistributedMLPClassifier((3,), batch_size=2, max_iter=50, tol=0, random_state=0)
     plugin = OnTask(clusters(1), "skdtheano-epoch-1-", lambda _: ctrl_c())
     try:
-        with pytest.warns(UserWarning, match="Training interrupted by user"):
+        with pytest.warns(UserWarning, match="interrupted by user. No epoch has ended"):
             clf.fit(X, y)
     finally:
         clusters(1).scheduler.remove_plugin(plugin.name)

@@ -210,7 +210,8 @@ def check_columns(estimator: Any, X: Any, reset: bool) -> None:
         if odd:
             raise ValueError(
                 f"X has columns that are not numbers: {odd}. Encode or drop them before, "
-                "for example with dask_ml.preprocessing.OrdinalEncoder or OneHotEncoder."
+                "for example with dask_ml.preprocessing.OrdinalEncoder or OneHotEncoder; "
+                "columns of numbers that were read as text take astype('float64')."
             )
         _check_feature_names(estimator, X._meta, reset=reset)
         _check_n_features(estimator, X._meta, reset=reset)
@@ -272,9 +273,10 @@ def check_weights(weights: Table) -> None:
     ValueError
     """
     for report in weights.reports:
-        if report.n_columns not in (None, 1):
+        if report.n_columns is not None:
             raise ValueError(
-                f"Sample weights must be 1D array or scalar, got {report.n_columns} columns."
+                f"Sample weights must be 1D array or scalar, got {report.n_columns} "
+                "column(s). Give a vector, for example weights[:, 0]."
             )
         if np.dtype(report.dtype).kind not in "fiub":
             raise ValueError(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from sklearn.base import RegressorMixin, _fit_context
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import r2_score
@@ -325,6 +326,11 @@ class DistributedMLPRegressor(RegressorMixin, DistributedPerceptron):
             dtype=(np.float64, np.float32),
             reset=anew,
         )
+        if scipy.sparse.issparse(y):
+            raise TypeError(
+                f"y is a sparse {type(y).__name__}, and targets to regress on are dense. Give "
+                "y.toarray()."
+            )
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         if y.dtype.kind not in "fiub":

@@ -65,6 +65,9 @@ class NotFinite(EndedEarly, ValueError):
         """The same, with other numbers for the blocks."""
         return NotFinite(self.what, self.epoch, self.minibatch, blocks)
 
+    def __repr__(self) -> str:  # which workers log, and notebooks show
+        return f"{type(self).__name__}({str(self)!r})"
+
     def __str__(self) -> str:
         where = f"minibatch {self.minibatch} of epoch {self.epoch}"
         if self.blocks:

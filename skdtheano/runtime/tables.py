@@ -54,7 +54,9 @@ class Table:
         start = 0
         for number, report in enumerate(self.reports):
             if report.bad is not None:
-                raise ValueError(bad_value_message(self.name, report, number, "fit", start))
+                raise ValueError(
+                    bad_value_message(self.name, report, number, "fitting or scoring", start)
+                )
             start += report.n_rows
 
 
