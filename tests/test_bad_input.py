@@ -166,10 +166,6 @@ BAD: dict[str, Bad] = {
         lambda: (blocks(having(having(X, (31, 0), np.inf), (32, 0), -np.inf)), blocks(LABELS)),
         ("X contains infinity", r"block 1, row 1 .*\(row 31 .*column 0", "drop"),
     ),
-    "one column of weights": Bad(
-        lambda: (blocks(X), blocks(LABELS), blocks(np.ones((90, 1)))),
-        ("Sample weights must be 1D array or scalar", r"1 column", r"weights\[:, 0\]"),
-    ),
     "NaN in a sparse block of X": Bad(
         lambda: (
             blocks(having(X, (63, 2), np.nan)).map_blocks(scipy.sparse.csr_matrix),

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import sklearn
 from distributed import Client, LocalCluster
+from distributed.comm import CommClosedError
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import uniform
 from shared_clusters import forgets_all_tasks
@@ -535,6 +536,20 @@ def test_a_search_without_its_cluster_says_so(damaged: Client) -> None:
     with pytest.raises((ConnectionError, RuntimeError), match=r"Make a new Client|Start some"):
         ours.fit(X, y)
     timer.join()
+
+
+@pytest.mark.cluster
+def test_a_scheduler_that_goes_while_it_is_asked_is_told_as_gone(
+    client_of: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(2)
+
+    def gone() -> dict[str, int]:
+        raise CommClosedError("Stream is closed")
+
+    monkeypatch.setattr(client, "nthreads", gone)
+    with pytest.raises(ConnectionError, match="lost its scheduler.*Make a new Client"):
+        pair(model(), GRID)[0].fit(*rows())
 
 
 @pytest.mark.cluster

@@ -273,10 +273,9 @@ def check_weights(weights: Table) -> None:
     ValueError
     """
     for report in weights.reports:
-        if report.n_columns is not None:
+        if report.n_columns not in (None, 1):
             raise ValueError(
-                f"Sample weights must be 1D array or scalar, got {report.n_columns} "
-                "column(s). Give a vector, for example weights[:, 0]."
+                f"Sample weights must be 1D array or scalar, got {report.n_columns} columns."
             )
         if np.dtype(report.dtype).kind not in "fiub":
             raise ValueError(

@@ -118,8 +118,18 @@ class OnCluster(Place):
         self._patience = seconds_of("skdtheano.no-worker-timeout", 30.0)
 
     def n_at_once(self) -> int:
-        n_threads: dict[str, int] = self._client.nthreads()
-        return max(2, sum(n_threads.values()))  # more of them may come
+        return max(2, sum(self._threads().values()))  # more of them may come
+
+    def _threads(self) -> dict[str, int]:
+        """Threads by worker."""
+        try:
+            n_threads: dict[str, int] = self._client.nthreads()
+        except OSError as lost:  # it has gone since the client was looked at
+            raise ConnectionError(
+                f"{self._client!r} has lost its scheduler, and the search with it. Make a new "
+                "Client and fit again."
+            ) from lost
+        return n_threads
 
     def put(self, rows: Any) -> Any:
         if not isinstance(rows, np.ndarray):
@@ -166,7 +176,7 @@ class OnCluster(Place):
                 f"{self._client!r} is {self._client.status}, and the search with it. Make a "
                 "new Client and fit again."
             )
-        if self._client.nthreads():
+        if self._threads():
             return None
         now = time.monotonic()
         if alone_since is not None and now - alone_since > self._patience:
