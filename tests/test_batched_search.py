@@ -43,6 +43,7 @@ from skdtheano.model_selection import (
     LearningCurvesDisplay,
 )
 from skdtheano.model_selection.jobs import jobs_of
+from skdtheano.model_selection.places import OnCluster
 
 pytestmark = [
     # A few epochs are not meant to converge.
@@ -544,12 +545,14 @@ def test_a_scheduler_that_goes_while_it_is_asked_is_told_as_gone(
 ) -> None:
     client = client_of(2)
 
+    place = OnCluster(client)
+
     def gone() -> dict[str, int]:
         raise CommClosedError("Stream is closed")
 
     monkeypatch.setattr(client, "nthreads", gone)
-    with pytest.raises(ConnectionError, match="lost its scheduler.*Make a new Client"):
-        pair(model(), GRID)[0].fit(*rows())
+    with pytest.raises(ConnectionError, match=r"lost its scheduler.*Make a new Client"):
+        place.n_at_once()
 
 
 @pytest.mark.cluster
