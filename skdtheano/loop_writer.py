@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from skdtheano.loops import INSTRUCTIONS, TYPES
+from skdtheano.loops import END_OF_MODEL, INSTRUCTIONS, TYPES
 from skdtheano.numpy_steps import AND, COLUMN_SUM, MASK, MASK_NOT, ROW_MAX, ROW_SUM, Step
 
 #: How a loop's index goes into memory, by which axes of the matrix an operand has; where
@@ -395,13 +395,6 @@ class LoopWriter:
             "  %next.i = add i64 %i, 1",
             "  %more.i = icmp slt i64 %next.i, %n",
             "  br i1 %more.i, label %row, label %model.end",
-            "model.end:",
-            "  %next.k = add i64 %k, 1",
-            "  %more.k = icmp slt i64 %next.k, %l",
-            "  br i1 %more.k, label %model, label %end",
-            "end:",
-            "  ret void",
-            "}",
-            "",
+            *END_OF_MODEL,
         ]
         return "\n".join(lines)

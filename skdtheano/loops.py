@@ -46,6 +46,18 @@ _FLOATS = {"float32": "float", "float64": "double"}
 #: LLVM's name of what lies in an array; a condition takes a byte there.
 TYPES = {**_FLOATS, "int32": "i32", "int64": "i64", "bool": "i8"}
 
+#: How a loop goes on to the next model, or ends.
+END_OF_MODEL = (
+    "model.end:",
+    "  %next.k = add i64 %k, 1",
+    "  %more.k = icmp slt i64 %next.k, %l",
+    "  br i1 %more.k, label %model, label %end",
+    "end:",
+    "  ret void",
+    "}",
+    "",
+)
+
 #: LLVM has pointers without a type since then, and `llvmlite` its new passes.
 _OLDEST_LLVM = 17
 
@@ -131,14 +143,7 @@ def loop_source(
         "  %next.i = add i64 %i, 1",
         "  %more.i = icmp slt i64 %next.i, %n",
         "  br i1 %more.i, label %body, label %model.end",
-        "model.end:",
-        "  %next.k = add i64 %k, 1",
-        "  %more.k = icmp slt i64 %next.k, %l",
-        "  br i1 %more.k, label %model, label %end",
-        "end:",
-        "  ret void",
-        "}",
-        "",
+        *END_OF_MODEL,
     ]
     return "\n".join(lines).replace("@sqrt(", f"@{_SQRTS[kind]}(")
 

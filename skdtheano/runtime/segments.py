@@ -28,8 +28,8 @@ KEPT_STEPS = 4
 MAX_SCALARS = 31
 
 #: A chunk of a segment has room for so many vectors like the first one in it: the parameters,
-#: two gradients and an optimizer's slots. Memory is taken only where something is written,
-#: but each chunk takes two descriptors from each of its readers.
+#: one or two gradients and an optimizer's slots. Memory is taken only where something is
+#: written, but each chunk takes two descriptors from each of its readers.
 _VECTORS_PER_CHUNK = 8
 
 _lock = threading.Lock()
