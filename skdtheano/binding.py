@@ -8,13 +8,15 @@ are made anew: a training has several gradients in turn, and other arrays in eac
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from itertools import permutations
 from operator import itemgetter
 
 import numpy as np
 
 from skdtheano.fusing import Calls, Find, fused, separate
 from skdtheano.loop_writer import Bound
-from skdtheano.numpy_steps import Call, Step, View
+from skdtheano.numbering import Call, Step, View
+from skdtheano.side_by_side import lie_side_by_side, side_by_side
 
 #: Bytes of an array's beginning: AVX-512 loads that cross a cache line take twice as long.
 _ALIGNMENT = 64
@@ -194,6 +196,7 @@ class _Planner:
         self._free = {slot: memory.nbytes_of(slot) for slot in range(len(memory))}
         self._free_after_loop: dict[int, int] = {}
         self.targets = self._direct_outputs(inputs, out)
+        self._wide = self._side_by_side()
         for number, step in enumerate(graph.steps):
             if isinstance(step, View):
                 self.arrays[step.output] = step.look(self.arrays[step.input])
@@ -235,6 +238,25 @@ class _Planner:
             if all(last < own or (last == own and may_overwrite) for last in read_last):
                 direct[value] = target
         return direct
+
+    def _side_by_side(self) -> set[int]:
+        """Values that are to lie side by side, as the other matrix of their product does."""
+        given = {**self.arrays, **self.targets}
+        steps = [step for step in self._graph.steps if isinstance(step, Step)]
+        wide = {
+            other
+            for step in steps
+            if step.side_by_side
+            for one, other in permutations((step.inputs[1], step.output))
+            if one in given and lie_side_by_side(given[one])
+        }
+        if wide:  # and with them what is made of them, or they of it, entry by entry
+            for these in (steps, reversed(steps)):
+                for step in these:
+                    values = {*step.inputs, step.output}
+                    if step.is_elementwise and not wide.isdisjoint(values):
+                        wide |= values
+        return wide
 
     def _compute(self, step: Step) -> None:
         """Compute what does not change while the shapes do not."""
@@ -295,11 +317,17 @@ class _Planner:
                 and not self._is_seen_otherwise(value, step)
                 and array.shape == shape
                 and array.dtype == _dtype_of(step.dtype)
+                and (step.output not in self._wide or lie_side_by_side(array))
             ):
                 self._slot_of[step.output] = self._slot_of.pop(value)
                 return array
         slot = self._take(_nbytes(step.dtype, shape))
         self._slot_of[step.output] = slot
+        if step.output in self._wide and len(shape) == 3:
+            n_models, n, m = shape
+            return side_by_side(
+                self._memory.array(slot, step.dtype, (n, n_models * m)), n_models
+            )
         return self._memory.array(slot, step.dtype, shape)
 
     def _is_seen_otherwise(self, value: int, step: Step) -> bool:

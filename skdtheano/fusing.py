@@ -10,7 +10,7 @@ several models, the loop goes through these too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from skdtheano.loop_writer import Bound, LoopWriter, Unfit
 from skdtheano.loops import INSTRUCTIONS, Loop, bound_loop
-from skdtheano.numpy_steps import (
+from skdtheano.numbering import (
     AND,
     COLUMN_SUM,
     FEW_COLUMNS,
@@ -27,6 +27,7 @@ from skdtheano.numpy_steps import (
     Call,
     Step,
 )
+from skdtheano.side_by_side import as_one
 
 Find = Callable[[str], Loop | None]
 
@@ -140,9 +141,40 @@ _OPERATIONS = {
 } - {np.sqrt}
 
 
+def _as_of_one(bound: Sequence[Bound]) -> Sequence[Bound]:
+    """Steps on matrices that lie side by side, as of one matrix: its rows are longer.
+
+    As they are where some array does not lie so.
+    """
+    if len(bound[0].matrix) != 3 or any(one.reduces_rows for one in bound):
+        return bound
+    n_models, n, m = bound[0].matrix
+
+    def flat(array: np.ndarray) -> np.ndarray:
+        if array.size == 1 or array.shape == (n, 1):
+            return array
+        if array.shape == (n_models, n, m):
+            made = as_one(array)
+        elif array.shape in ((n_models, 1, m), (n_models, m)):
+            made = array.reshape(-1) if array.flags.c_contiguous else None
+        else:
+            made = None
+        if made is None:
+            raise Unfit
+        return made
+
+    try:
+        return [
+            replace(one, arrays=[flat(array) for array in one.arrays], target=flat(one.target))
+            for one in bound
+        ]
+    except Unfit:
+        return bound
+
+
 def _loop(bound: Sequence[Bound], find: Find) -> _LoopCalls | None:
     try:
-        written = LoopWriter(bound)
+        written = LoopWriter(_as_of_one(bound))
     except Unfit:
         return None
     loop = find(written.source)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from skdtheano.loops import END_OF_MODEL, INSTRUCTIONS, TYPES
-from skdtheano.numpy_steps import AND, COLUMN_SUM, MASK, MASK_NOT, ROW_MAX, ROW_SUM, Step
+from skdtheano.numbering import AND, COLUMN_SUM, MASK, MASK_NOT, ROW_MAX, ROW_SUM, Step
 
 #: How a loop's index goes into memory, by which axes of the matrix an operand has; where
 #: there is one for each model, one after another; or where these are apart, as views are.

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from skdtheano import shelf
-from skdtheano.numpy_steps import Numbering, Step, View
+from skdtheano.numbering import Numbering, Step, View
 
 try:
     import llvmlite
@@ -70,6 +70,7 @@ def loop_source(
     outputs: Sequence[int],
     scalars: Sequence[int],
     in_place: Sequence[int],
+    beside: int | None = None,
 ) -> str | None:
     """The loop of an elementwise graph in LLVM's language, or None if it is no such graph.
 
@@ -83,12 +84,17 @@ def loop_source(
         Inputs that are arrays of one entry for each model.
     in_place : sequence of int
         The input that each output is written over.
+    beside : int, optional
+        An input whose rows lie beside those of the other models; then the first output is
+        written a second time, in the same order.
 
     Returns
     -------
     str or None
-        Of a function ``loop`` of pointers to the inputs, of the length, of how many models
-        there are, and of the entries from a vector of one model to that of the next.
+        Of a function ``loop`` of pointers to the inputs, and to the second first output if
+        there is one; of the length of a row, of how many models there are, of the entries
+        from a vector of one model to that of the next, and of how many rows a vector has.
+        No two vectors share memory.
     """
     dtypes = {step.dtype for step in numbers.steps if isinstance(step, Step)}
     kind = _FLOATS.get(dtypes.pop()) if len(dtypes) == 1 else None
@@ -113,15 +119,23 @@ def loop_source(
             body.append(f"{into} = {instruction.format(kind, first, other)}")
             first = into
     vectors = [number for number in inputs if number not in scalars]
-    pointers = ", ".join(f"ptr %x{number}" for number in inputs)
-    written = zip(outputs, in_place, strict=True)
+    pointers = [f"ptr noalias %x{number}" for number in inputs]
+    written = [(names[made], f"%p{to}") for made, to in zip(outputs, in_place, strict=True)]
+    at, again = dict.fromkeys(vectors, "%at"), []
+    if beside is not None:
+        at[beside] = "%at.beside"
+        again = [names[outputs[0]]]
+        pointers.append("ptr noalias %again")
+        written.append((again[0], "%p.again"))
     lines = [
         f"declare {kind} @{_SQRTS[kind]}({kind})",
-        f"define void @loop({pointers}, i64 %n, i64 %l, i64 %p) {{",
+        f"define void @loop({', '.join(pointers)}, i64 %n, i64 %l, i64 %p, i64 %r) {{",
         "start:",
-        "  %some.i = icmp sgt i64 %n, 0",
+        "  %some.j = icmp sgt i64 %n, 0",
+        "  %some.i = icmp sgt i64 %r, 0",
+        "  %some.ij = and i1 %some.i, %some.j",
         "  %some.k = icmp sgt i64 %l, 0",
-        "  %some = and i1 %some.i, %some.k",
+        "  %some = and i1 %some.ij, %some.k",
         "  br i1 %some, label %model, label %end",
         "model:",
         "  %k = phi i64 [0, %start], [%next.k, %model.end]",
@@ -132,17 +146,31 @@ def loop_source(
             if n in scalars
         ),
         *(f"  %v{n} = load {kind}, ptr %p{n}" for n in inputs if n in scalars),
-        *(f"  %m{n} = getelementptr {kind}, ptr %x{n}, i64 %first" for n in vectors),
+        "  br label %row",
+        "row:",
+        "  %i = phi i64 [0, %model], [%next.i, %row.end]",
+        "  %in = mul i64 %i, %n",
+        "  %at = add i64 %first, %in",
+        "  %il = mul i64 %i, %l",
+        "  %ilk = add i64 %il, %k",
+        "  %at.beside = mul i64 %ilk, %n",
+        *(f"  %m{n} = getelementptr {kind}, ptr %x{n}, i64 {at[n]}" for n in vectors),
+        *(f"  %m.again = getelementptr {kind}, ptr %again, i64 %at.beside" for _ in again),
         "  br label %body",
         "body:",
-        "  %i = phi i64 [0, %model], [%next.i, %body]",
-        *(f"  %p{n} = getelementptr {kind}, ptr %m{n}, i64 %i" for n in vectors),
+        "  %j = phi i64 [0, %row], [%next.j, %body]",
+        *(f"  %p{n} = getelementptr {kind}, ptr %m{n}, i64 %j" for n in vectors),
+        *(f"  %p.again = getelementptr {kind}, ptr %m.again, i64 %j" for _ in again),
         *(f"  %v{n} = load {kind}, ptr %p{n}" for n in vectors),
         *(f"  {line}" for line in body),
-        *(f"  store {kind} {names[made]}, ptr %p{to}" for made, to in written),
+        *(f"  store {kind} {made}, ptr {to}" for made, to in written),
+        "  %next.j = add i64 %j, 1",
+        "  %more.j = icmp slt i64 %next.j, %n",
+        "  br i1 %more.j, label %body, label %row.end",
+        "row.end:",
         "  %next.i = add i64 %i, 1",
-        "  %more.i = icmp slt i64 %next.i, %n",
-        "  br i1 %more.i, label %body, label %model.end",
+        "  %more.i = icmp slt i64 %next.i, %r",
+        "  br i1 %more.i, label %row, label %model.end",
         *END_OF_MODEL,
     ]
     return "\n".join(lines).replace("@sqrt(", f"@{_SQRTS[kind]}(")
@@ -150,7 +178,7 @@ def loop_source(
 
 def is_compiled(source: str) -> bool:
     """Whether a process has left the compiled loop on this machine's disk."""
-    return _is_available() and shelf.kept(_key(source)) is not None
+    return are_available() and shelf.kept(_key(source)) is not None
 
 
 def compiled_loop(source: str) -> Loop | None:
@@ -162,7 +190,7 @@ def compiled_loop(source: str) -> Loop | None:
     if source not in _loops:
         with _lock:
             if source not in _loops:
-                _loops[source] = _made(source) if _is_available() else None
+                _loops[source] = _made(source) if are_available() else None
     return _loops[source]
 
 
@@ -226,7 +254,8 @@ _engines: list[Any] = []
 
 
 @cache
-def _is_available() -> bool:
+def are_available() -> bool:
+    """Whether loops can be compiled in this environment."""
     return llvm is not None and llvm.llvm_version_info[0] >= _OLDEST_LLVM
 
 

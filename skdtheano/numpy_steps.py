@@ -1,163 +1,34 @@
 """What each Op is in NumPy: a call that writes into an array that is there already.
 
-Behaviour per Op is a row of a table here; an Op without one is refused with its name.
-
-Some inputs may be *stacked*: of several models, one after another along an axis in front of
-those that the graph knows. Then all that depends on them is, and one call computes it for all
-models; the rest is computed once. NumPy takes the same operations in the same order for each
-model as for one alone.
+Behaviour per Op is a row of a table here; an Op without one is refused with its name. Where
+inputs are stacked (see `skdtheano.numbering`), NumPy takes the same operations in the same
+order for each model as for one alone.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import scipy.special
 
+from skdtheano.numbering import (
+    AND,
+    COLUMN_SUM,
+    FEW_COLUMNS,
+    ROW_MAX,
+    ROW_SUM,
+    Call,
+    Numbering,
+    Shape,
+    Step,
+    View,
+)
 from skdtheano.recipe import Node, Value
+from skdtheano.side_by_side import as_one
 
-Shape = tuple[int, ...]
-Call = Callable[[], object]
-
-#: Rows of fewer columns are summed over a transposed copy: NumPy sets up a loop per row, and
-#: over 10 columns that takes six times as long as the copy and one loop per column.
-FEW_COLUMNS = 32
-
-#: Operations that are no ufunc: bits set where a condition is met, or not; a bitwise product
-#: with such bits; the sum of the rows of a matrix, one after another; the sum of each row's
-#: entries, and the largest of them.
-MASK, MASK_NOT, AND, COLUMN_SUM = "mask", "mask not", "and", "column sum"
-ROW_SUM, ROW_MAX = "row sum", "row max"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One array made from others.
-
-    Attributes
-    ----------
-    name : str
-        Of the Op.
-    inputs : tuple of int
-        Numbers of the values that it reads.
-    output : int
-        Number of the value that it makes.
-    dtype : str
-        Of the output.
-    shape : callable
-        From the inputs' shapes to the output's.
-    calls : callable
-        From the inputs' arrays, the output's and a scratch array (None where not asked for)
-        to the calls that fill the output.
-    overwrites : tuple of int
-        Places of the inputs whose array the output may be written into.
-    operation : ufunc or str, optional
-        What is called, if that is all, or the name of what is done.
-    scratch : callable, optional
-        From the inputs' shapes to dtype and shape of a scratch array, or None.
-    """
-
-    name: str
-    inputs: tuple[int, ...]
-    output: int
-    dtype: str
-    shape: Callable[..., Shape]
-    calls: Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray | None], list[Call]]
-    overwrites: tuple[int, ...] = ()
-    operation: np.ufunc | str | None = None
-    scratch: Callable[..., tuple[str, Shape] | None] = lambda *shapes: None
-
-
-@dataclass(frozen=True)
-class View:
-    """Another look at an array: no memory and no time.
-
-    Attributes
-    ----------
-    input, output : int
-    look : callable
-        From array to array.
-    of_shape : bool
-        Whether it depends on the shape of the input alone.
-    """
-
-    input: int
-    output: int
-    look: Callable[[np.ndarray], np.ndarray]
-    of_shape: bool = False
-
-
-class Numbering:
-    """Numbers for the values of a graph, and the steps that make them, as they are added."""
-
-    def __init__(self) -> None:
-        self.steps: list[Step | View] = []
-        self.constants: dict[int, np.ndarray] = {}
-        self.stacked: set[int] = set()
-        self._numbers: dict[int, int] = {}
-        self._kept: dict[tuple[int, str, bool], int] = {}
-        self._n = 0
-
-    def new(self) -> int:
-        self._n += 1
-        return self._n - 1
-
-    def of(self, value: Value) -> int:
-        """The number of a symbol; a constant's value is noted."""
-        number = self._numbers.get(value.number)
-        if number is None:
-            number = self._numbers[value.number] = self.new()
-            if value.constant is not None:
-                self.constants[number] = value.constant
-        return number
-
-    def add(self, step: Step | View) -> None:
-        """Append a step; what it makes is stacked if anything that it reads is."""
-        if isinstance(step, View):
-            is_stacked = step.input in self.stacked and not step.of_shape
-        else:
-            is_stacked = not self.stacked.isdisjoint(step.inputs)
-        if is_stacked:
-            self.stacked.add(step.output)
-        self.steps.append(step)
-
-    def axes_in_front(self, value: Value) -> int:
-        """1 if a value is stacked, else 0."""
-        return int(self.of(value) in self.stacked)
-
-    def typed(self, value: Value, dtype: str) -> int:
-        """The number of a symbol, of a dtype if it is a constant.
-
-        NumPy would compute with the dtype that the two have in common, and an integer's 64
-        bits and float32 have float64.
-        """
-        if value.constant is None:
-            return self.of(value)
-        number = self.new()
-        constant = value.constant.astype(dtype)
-        self.constants[number] = constant.reshape(()) if constant.size == 1 else constant
-        return number
-
-    def mask(self, condition: int, dtype: str, where: bool) -> int:
-        """Integers of all bits set, of the size of `dtype`, where a condition is (not) met."""
-        key = (condition, dtype, where)
-        if key not in self._kept:
-            bits = f"int{8 * np.dtype(dtype).itemsize}"
-            output = self._kept[key] = self.new()
-            self.add(
-                Step(
-                    "mask",
-                    (condition,),
-                    output,
-                    bits,
-                    lambda shape: shape,
-                    partial(_mask_calls, where),
-                    operation=MASK if where else MASK_NOT,
-                    scratch=lambda shape: ("int8", shape),
-                )
-            )
-        return self._kept[key]
+#: Multiplications of a product for which OpenBLAS does not arrange the matrices first, and
+#: from which a copy of one is worth its call.
+_SMALL_PRODUCTS = 10**5, 10**6
 
 
 def add_node(node: Node, numbers: Numbering) -> None:
@@ -173,18 +44,6 @@ def add_node(node: Node, numbers: Numbering) -> None:
         raise NotImplementedError(
             f"The compile mode 'NUMPY' has no row for {node}. Use mode='FAST_COMPILE'."
         )
-
-
-def _mask_calls(
-    where: bool, arrays: Sequence[np.ndarray], out: np.ndarray, scratch: np.ndarray | None
-) -> list[Call]:
-    condition = arrays[0].view(np.int8)
-    assert scratch is not None
-    if where:
-        narrow = partial(np.negative, condition, out=scratch)
-    else:
-        narrow = partial(np.subtract, condition, np.int8(1), out=scratch)
-    return [narrow, partial(np.copyto, out, scratch)]
 
 
 def _elementwise(node: Node, numbers: Numbering) -> bool:
@@ -233,6 +92,7 @@ def _append(
             calls,
             overwrites,
             operation,
+            is_elementwise=True,
         )
     )
 
@@ -264,9 +124,11 @@ def _switch(node: Node, numbers: Numbering) -> bool:
     if dtype in ("float32", "float64") and zero_then != zero_otherwise:
         kept = otherwise if zero_then else then
         if kept.dtype == dtype and kept.constant is None:
-            mask = numbers.mask(numbers.of(condition), dtype, where=zero_otherwise)
-            inputs = (mask, numbers.of(kept))
+            where = numbers.condition(numbers.of(condition))
+            inputs = (numbers.mask(where, dtype, zero_otherwise), numbers.of(kept))
             _append(node, numbers, inputs, _and_calls, (1,), AND)
+            if zero_then:
+                numbers.note_relu(where, numbers.of(kept), numbers.of(output))
             return True
     sides = (numbers.typed(then, dtype), numbers.typed(otherwise, dtype))
     _append(node, numbers, (numbers.of(condition), *sides), _where_calls)
@@ -351,6 +213,7 @@ def _look(
 def _product(node: Node, numbers: Numbering) -> bool:
     fronts = [numbers.axes_in_front(value) for value in node.inputs]
     of_matrices = all(value.ndim == 2 for value in node.inputs)
+    side_by_side = of_matrices and fronts == [0, 1]
 
     def shape(*given: Shape) -> Shape:
         first, second = (one[front:] for one, front in zip(given, fronts, strict=True))
@@ -360,10 +223,19 @@ def _product(node: Node, numbers: Numbering) -> bool:
     def calls(
         arrays: Sequence[np.ndarray], out: np.ndarray, _: np.ndarray | None
     ) -> list[Call]:
+        first, second = arrays
+        if of_matrices and _is_read_across(first, second):
+            copy = np.empty(second.shape, second.dtype)
+            product: Callable[..., object] = np.matmul if any(fronts) else np.dot
+            return [partial(np.copyto, copy, second), partial(product, first, copy, out=out)]
         if not any(fronts):
-            return [partial(np.dot, *arrays, out=out)]
+            return [partial(np.dot, first, second, out=out)]
+        if side_by_side:
+            matrix, made = as_one(second), as_one(out)
+            if matrix is not None and made is not None:
+                return [partial(np.dot, first, matrix, out=made)]
         if of_matrices:  # a product for each model, by the same routine of BLAS
-            return [partial(np.matmul, *arrays, out=out)]
+            return [partial(np.matmul, first, second, out=out)]
         return [
             partial(np.dot, *_of_model(arrays, fronts, k), out=out[k, ...])
             for k in range(len(out))
@@ -371,8 +243,29 @@ def _product(node: Node, numbers: Numbering) -> bool:
 
     [output] = node.outputs
     inputs = tuple(map(numbers.of, node.inputs))
-    numbers.add(Step(node.name, inputs, numbers.of(output), output.dtype, shape, calls))
+    numbers.add(
+        Step(
+            node.name,
+            inputs,
+            numbers.of(output),
+            output.dtype,
+            shape,
+            calls,
+            side_by_side=side_by_side,
+        )
+    )
     return True
+
+
+def _is_read_across(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether a small product is quicker of a copy of its second matrix, which is turned.
+
+    OpenBLAS has kernels for AVX-512 that take small matrices as they are, and by a third
+    longer across their rows.
+    """
+    n_terms = first.shape[-2] * second.shape[-2] * second.shape[-1]
+    is_turned = second.strides[-2] == second.itemsize != second.strides[-1]
+    return is_turned and _SMALL_PRODUCTS[0] <= n_terms <= _SMALL_PRODUCTS[1]
 
 
 def _of_model(arrays: Sequence[np.ndarray], fronts: Sequence[int], k: int) -> list[np.ndarray]:

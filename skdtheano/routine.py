@@ -14,8 +14,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from skdtheano.binding import Graph, Memory, Plan, pattern
-from skdtheano.loops import Loop, compile_ahead, compiled_loop, is_compiled, loop_source
-from skdtheano.numpy_steps import Numbering, Step, add_node
+from skdtheano.loops import (
+    Loop,
+    are_available,
+    compile_ahead,
+    compiled_loop,
+    is_compiled,
+    loop_source,
+)
+from skdtheano.numbering import Numbering, Step
+from skdtheano.numpy_steps import add_node
 from skdtheano.recipe import Recipe
 
 #: Seconds of calls after which loops that are on the disk are loaded, and after which others
@@ -44,7 +52,7 @@ class Routine:
     """
 
     def __init__(self, recipe: Recipe, stacked: Sequence[int] = ()) -> None:
-        self._numbers = numbers = Numbering()
+        self._numbers = numbers = Numbering(remakes=are_available())
         self._inputs = [numbers.of(value) for value in recipe.inputs]
         numbers.stacked.update(self._inputs[place] for place in stacked)
         for node in recipe.nodes:
@@ -67,7 +75,9 @@ class Routine:
         """
         return self._memory.generation + self._changes
 
-    def loop_source(self, scalars: Sequence[int], in_place: Sequence[int]) -> str | None:
+    def loop_source(
+        self, scalars: Sequence[int], in_place: Sequence[int], beside: int | None = None
+    ) -> str | None:
         """See `skdtheano.loops.loop_source`; inputs are told by their places."""
         return loop_source(
             self._numbers,
@@ -75,6 +85,7 @@ class Routine:
             self._graph.outputs,
             [self._inputs[i] for i in scalars],
             [self._inputs[i] for i in in_place],
+            None if beside is None else self._inputs[beside],
         )
 
     @property

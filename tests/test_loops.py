@@ -22,7 +22,7 @@ from skdtheano.runtime.update import TiledUpdate
 
 pytestmark = [
     pytest.mark.parity,
-    pytest.mark.skipif(not loops._is_available(), reason="classic Theano brings no LLVM"),
+    pytest.mark.skipif(not loops.are_available(), reason="classic Theano brings no LLVM"),
 ]
 
 
@@ -55,11 +55,11 @@ def check(dtype: str = "float64") -> None:
     for n in (0, 1, 3, 1000):
         x, y, s = arrays(n, dtype)
         expected = np.sqrt(x * x + y) / s + x + y
-        loops.bound_loop(loop, [x, y, s], [n, 1, 0])()
+        loops.bound_loop(loop, [x, y, s], [n, 1, 0, 1])()
         assert_array_equal(x, expected)
         assert x.dtype == dtype
     x, y, s = np.ones((3, 5), dtype), np.zeros((3, 5), dtype), np.arange(1, 4).astype(dtype)
-    loops.bound_loop(loop, [x, y, s], [5, 3, 5])()  # of three models
+    loops.bound_loop(loop, [x, y, s], [5, 3, 5, 1])()  # of three models
     assert_array_equal(x, np.repeat((1 / s + 1)[:, None], 5, axis=1))
 
 
@@ -140,7 +140,7 @@ def test_sums_have_the_same_bits_with_loops(case: tuple[str, Network]) -> None:
 def test_a_layer_of_relu_is_two_loops_and_a_softmax_with_its_loss_four(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Scores, values and mask; slopes and their sum. And before and after exp, and log."""
+    """Scores and values; mask, slopes and their sum. And before and after exp, and log."""
     monkeypatch.setattr(routine_module, "compiled_loop", made := Loops())
     graph = block_graph(Network(2, "relu", "softmax", "float32", "float32"), "log_loss")
     routine = Routine(derived(graph.inputs, graph.outputs, "sums"))
@@ -152,8 +152,8 @@ def test_a_layer_of_relu_is_two_loops_and_a_softmax_with_its_loss_four(
     routine._loads = routine._compiles = True
     routine.bind(inputs, [np.zeros((), np.float32), *out])
     assert len(made.sources) == 6
-    # In place of the scores, and the mask; no conditions.
-    assert made.sources[0].count("store") == 2
+    # In place of the scores: no conditions, and the gradient's mask is made of the values.
+    assert made.sources[0].count("store") == 1
     assert "store i8" not in made.sources[0]
 
 

@@ -102,7 +102,7 @@ def test_arrays_of_shapes_that_are_known_are_bound_without_planning(
     recipe = derived(graph.inputs, graph.outputs, "routine")
     routine, planned = Routine(recipe), []
     monkeypatch.setattr(routine_module, "_LOAD_AFTER", np.inf)
-    routine._loads = routine._compiles = are_loops and loops._is_available()
+    routine._loads = routine._compiles = are_loops and loops.are_available()
 
     def plan(*args: Any) -> Plan:
         planned[-1] += args[0] is routine._graph
@@ -212,7 +212,7 @@ def vectors_of(optimizer: Any, dtype: str, n: int) -> list[np.ndarray]:
     return [rng.random(n).astype(dtype) for _ in range(2 + optimizer.n_slots)]
 
 
-@pytest.mark.skipif(not loops._is_available(), reason="classic Theano brings no LLVM")
+@pytest.mark.skipif(not loops.are_available(), reason="classic Theano brings no LLVM")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.rule)
 def test_the_loop_of_an_update_has_the_bits_of_its_numpy_calls(

@@ -1,5 +1,7 @@
 """Many models of one architecture at once: the numbers of each one alone."""
 
+from collections import Counter
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -12,8 +14,10 @@ from skdtheano.graphs.network import ACTIVATIONS, Network
 from skdtheano.graphs.optimizers import update_graph
 from skdtheano.recipe import Recipe, derived
 from skdtheano.routine import Routine
-from skdtheano.runtime.parameters import Layout
-from skdtheano.runtime.update import StackedUpdate, TiledUpdate
+from skdtheano.runtime.parameters import Layout, TrainState
+from skdtheano.runtime.stacked_vectors import StackedVectors
+from skdtheano.runtime.update import StackedPart, StackedUpdate, TiledUpdate
+from skdtheano.side_by_side import as_one, have_same_bits, lie_side_by_side, side_by_side
 
 pytestmark = pytest.mark.parity
 
@@ -38,16 +42,20 @@ def test_stacked_models_have_the_bits_of_each_alone(case: tuple[str, Network]) -
     loss, network = case
     graph = block_graph(network, loss)
     recipe = derived(graph.inputs, graph.outputs, "sums")
-    for same_rows in (True, False):
-        for in_loops in {False, loops._is_available()}:  # classic Theano brings no LLVM
-            check_sums(network, recipe, same_rows, in_loops)
+    for same_rows, beside in ((True, False), (True, True), (False, False)):
+        for in_loops in {False, loops.are_available()}:  # classic Theano brings no LLVM
+            check_sums(network, recipe, same_rows, in_loops, beside)
 
 
-def check_sums(network: Network, recipe: Recipe, same_rows: bool, in_loops: bool) -> None:
+def check_sums(
+    network: Network, recipe: Recipe, same_rows: bool, in_loops: bool, beside: bool
+) -> None:
     rng = np.random.RandomState(0)
     theta = rng.standard_normal((N_MODELS, LAYOUT.n_parameters)).astype(network.dtype)
     parameters = LAYOUT.views(theta)
     parameters[0][:, :, 0] = parameters[3][:, 0] = 0  # scores that are 0
+    if beside:
+        parameters = lying_beside(parameters)
     places = range(0 if not same_rows else 3, 3 + len(parameters))
     stacked, single = Routine(recipe, places), Routine(recipe)
     stacked._loads = stacked._compiles = in_loops
@@ -57,7 +65,12 @@ def check_sums(network: Network, recipe: Recipe, same_rows: bool, in_loops: bool
         rows[..., n // 2, 1] = np.inf if n == 40 else -0.0
         targets, weights = rng.random((*models, n, 2)), rng.random((*models, n))
         data = [rows, targets.astype(network.dtype), weights.astype(network.dtype)]
-        out = [np.empty(N_MODELS, network.dtype), *LAYOUT.views(np.empty_like(theta))]
+        gradients = LAYOUT.views(np.empty_like(theta))
+        if beside:
+            if not have_same_bits(n, 5, 4, N_MODELS, network.dtype, 1):
+                continue
+            gradients = lying_beside(gradients)
+        out = [np.empty(N_MODELS, network.dtype), *gradients]
         run = stacked.bind([*data, *parameters], out)
         with np.errstate(all="ignore"):
             run()
@@ -70,18 +83,74 @@ def check_sums(network: Network, recipe: Recipe, same_rows: bool, in_loops: bool
                     assert_array_equal(found[k], expected)
 
 
+def lying_beside(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """The first layer's matrices side by side, and its vectors one after another."""
+    first, *others = arrays
+    matrix = side_by_side(np.empty((first.shape[1], N_MODELS * first.shape[2])), N_MODELS)
+    matrix = matrix.astype(first.dtype)  # which keeps the order
+    matrix[...] = first
+    assert lie_side_by_side(matrix)
+    others[2] = others[2].copy()
+    return [matrix, *others]
+
+
+def test_matrices_side_by_side_are_one_matrix_and_nothing_else_is() -> None:
+    matrix = np.arange(24.0).reshape(2, 12)
+    stacked = side_by_side(matrix, 3)
+    assert_array_equal(stacked[1], matrix[:, 4:8])
+    assert lie_side_by_side(stacked)
+    one = as_one(stacked)
+    assert one is not None and np.shares_memory(one, matrix)
+    assert_array_equal(one, matrix)
+    assert as_one(stacked.copy()) is None
+    assert as_one(side_by_side(np.zeros((2, 16))[:, :12], 3)) is None
+    assert not lie_side_by_side(stacked.copy())
+    assert not lie_side_by_side(matrix)
+
+
+def test_products_of_one_matrix_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the five of a network with one hidden layer; the others are of each model."""
+    called: list[str] = []
+
+    def counted(name: str) -> Callable[..., np.ndarray]:
+        function = getattr(np, name)
+
+        def call(*args: np.ndarray, **kwargs: np.ndarray) -> np.ndarray:
+            if kwargs["out"].shape[-1] > 1:  # not the weighted sum of losses
+                called.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    layout = Layout((5, 4, 2))
+    network = Network(2, "relu", "softmax", "float64", "float64")
+    graph = block_graph(network, "log_loss")
+    recipe = derived(graph.inputs, graph.outputs, "sums")
+    for name in ("dot", "matmul"):
+        monkeypatch.setattr(np, name, counted(name))
+    for beside, expected in ((True, {"dot": 2, "matmul": 3}), (False, {"matmul": 5})):
+        states = [TrainState(np.full(layout.n_parameters, float(k)), []) for k in range(3)]
+        vectors = StackedVectors(layout, states, np.zeros(3), beside)
+        data = [np.ones((7, 5)), np.ones((7, 2)), np.ones(7)]
+        routine = Routine(recipe, range(3, 7))
+        routine.bind([*data, *vectors.parameters], [np.empty(3), *vectors.out])()
+        assert Counter(called) == expected
+        called.clear()
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("rule", ["adam", "nesterov", "momentum"])
 def test_stacked_steps_have_the_bits_of_each_alone_and_stay_in_their_rows(
-    rule: str, dtype: str
+    rule: str, dtype: str, beside: bool
 ) -> None:
     """As NumPy's calls and as a loop, with models apart in memory."""
     graph = update_graph(rule, dtype)
     recipe = derived(graph.inputs, graph.outputs, "update")
-    n, n_penalised, n_slots = 23, 17, len(graph.outputs) - 1
+    n, n_penalised, n_slots = 23, 18, len(graph.outputs) - 1
     n_scalars = len(graph.inputs) - 3 - n_slots
     rng = np.random.RandomState(0)
-    for in_loops in {False, loops._is_available()}:
+    for in_loops in {False, loops.are_available()}:
         stacked, single = StackedUpdate(recipe), TiledUpdate(recipe, dtype)
         stacked._patience = 0.0 if in_loops else np.inf
         padded = [rng.random((N_MODELS, n + 5)).astype(dtype) for _ in range(2 + n_slots)]
@@ -89,9 +158,21 @@ def test_stacked_steps_have_the_bits_of_each_alone_and_stay_in_their_rows(
         vectors = [array[:, :n] for array in padded]
         scalars = [rng.random(N_MODELS).astype(dtype) for _ in range(n_scalars)]
         alphas, zeros = rng.random(N_MODELS).astype(dtype), np.zeros(N_MODELS, dtype)
-        parts = [[v[:, :n_penalised] for v in vectors], [v[:, n_penalised:] for v in vectors]]
+        pair = None
+        if beside:  # three rows of six for each model
+            again, gradient = (np.empty((3, N_MODELS * 6), dtype) for _ in range(2))
+            pair = side_by_side(again, N_MODELS), side_by_side(gradient, N_MODELS)
+            pair[1][...] = vectors[1][:, :n_penalised].reshape(N_MODELS, 3, 6)
+            vectors[1][:, :n_penalised] = np.nan  # nobody reads it
+        parts = [
+            StackedPart([v[:, :n_penalised] for v in vectors], alphas, pair),
+            StackedPart([v[:, n_penalised:] for v in vectors], zeros),
+        ]
         for _ in range(3):
-            stacked.bind(parts, scalars, [alphas, zeros])()
+            stacked.bind(parts, scalars)()
+        if pair is not None:
+            assert_array_equal(pair[0].reshape(N_MODELS, -1), vectors[0][:, :n_penalised])
+            vectors[1][:, :n_penalised] = pair[1].reshape(N_MODELS, -1)
         assert stacked.generation == int(in_loops)
         for k in range(N_MODELS):
             own = [array[k, :n].copy() for array in before]

@@ -18,7 +18,9 @@ from skdtheano.runtime.order import Gathered, Order, RowMap
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.profile import out_of_the_profile
 from skdtheano.runtime.stacked_program import StackedProgram
+from skdtheano.runtime.stacked_vectors import StackedVectors
 from skdtheano.runtime.steps import Course, is_finite, quietly
+from skdtheano.side_by_side import have_same_bits
 
 
 class Stream:
@@ -95,20 +97,39 @@ class _Stack:
         places = {id(stream): place for place, stream in enumerate(self._streams)}
         self._stream_of = [places[id(m.stream)] for m in members]
         self._program = StackedProgram(model.spec, len(members), len(self._streams) == 1)
-        layout = model.layout
-        self._theta = np.stack([m.state.theta for m in members])
-        slots = [m.state.slots for m in members]
-        self._slots = [np.stack(parts) for parts in zip(*slots, strict=True)]
-        self._gradient = np.empty_like(self._theta)
-        self._parameters = layout.views(self._theta)
-        self._out = layout.views(self._gradient)
         self._steps = [m.state.step for m in members]
         settings = [m.course.settings() for m in members]
         self._alphas = np.array([s.alpha for s in settings], np.float64)
-        own = np.array([s.optimizer.scalars() for s in settings], self._theta.dtype)
+        order = self._streams[0].order
+        self._n_threads = threads_that_pay(
+            model.layout, order.batch_size, threads_of_process()
+        )
+        with blas_threads(self._n_threads):
+            beside = len(self._streams) == 1 and self._may_lie_side_by_side()
+        self._vectors = StackedVectors(
+            model.layout, [m.state for m in members], self._alphas, beside
+        )
+        own = np.array([s.optimizer.scalars() for s in settings], model.dtype)
         #: Sums of weights and step sizes, of each step, and the optimizers' own numbers.
         self._scalars = [np.empty_like(own[:, 0]) for _ in range(2)] + list(own.T.copy())
         self._batches: dict[int, Batch] = {}
+
+    def _may_lie_side_by_side(self) -> bool:
+        """Whether the first layer's products may be one of all models: with the same bits.
+
+        Of a single row, or column, BLAS and NumPy make something else.
+        """
+        n_in, n_out, *more = self._model.layout.units
+        order = self._streams[0].order
+        sizes = {min(order.batch_size, order.n_rows), order.n_rows % order.batch_size} - {0}
+        dtype, n_models = self._model.dtype.name, len(self._members)
+        return (
+            bool(more)
+            and min(n_in, n_out, n_models, *sizes) > 1
+            and all(
+                have_same_bits(n, n_in, n_out, n_models, dtype, self._n_threads) for n in sizes
+            )
+        )
 
     def __enter__(self) -> "_Stack":
         return self
@@ -119,49 +140,46 @@ class _Stack:
     @quietly
     def run_until_one_ends(self) -> list[Member]:
         """Epoch after epoch; the members that train on then, with the others up to date."""
-        n_threads = threads_of_process()
-        size = self._streams[0].order.batch_size
-        n_threads = threads_that_pay(self._model.layout, size, n_threads)
         going_on = list(self._members)
         while len(going_on) == len(self._members):
-            with blas_threads(n_threads):
+            with blas_threads(self._n_threads):
                 losses = self._run_epoch()
             for k, (member, loss) in enumerate(zip(self._members, losses, strict=True)):
                 # What is not finite stays so, in the parameters or in the sum of losses.
-                member.is_finite = np.isfinite(loss) and is_finite(self._theta[k])
+                member.is_finite = np.isfinite(loss) and is_finite(self._vectors.theta[k])
                 if member.is_finite:
                     member.course.take(float(loss))
                 if not (member.is_finite and member.course.n_left):
                     going_on.remove(member)
         for k, member in enumerate(self._members):
-            slots = [slot[k].copy() for slot in self._slots]
-            member.state = TrainState(self._theta[k].copy(), slots, self._steps[k])
+            member.state = self._vectors.state(k, self._steps[k])
         return going_on
 
     def _run_epoch(self) -> np.ndarray:
         """One epoch of all models; sums of loss times rows."""
         settings = [member.course.settings() for member in self._members]
+        sizes = [(s.optimizer.step_size, s.learning_rate) for s in settings]
         total = np.zeros(len(settings))
-        weights, step_sizes = np.empty_like(total), np.empty_like(total)
+        weights = np.empty_like(total)
         n_coefs = self._model.layout.n_coefs
-        coefs = self._theta[:, :n_coefs]
-        vectors = (self._theta, self._gradient, *self._slots)
+        vectors = self._vectors
+        coefs = vectors.theta[:, :n_coefs]
         epochs = [stream.epoch(self._model) for stream in self._streams]
         for gathered in zip(*epochs, strict=True):
             size = gathered[0][1]
             batch = self._batch(gathered, weights)
             losses = self._program.sums_of_all(
-                self._parameters, batch.rows, batch.targets, batch.weights, self._out
+                vectors.parameters, batch.rows, batch.targets, batch.weights, vectors.out
             )
             squares = np.matmul(coefs[:, None, :], coefs[:, :, None]).ravel()
             total += size * (losses / weights + 0.5 * self._alphas * squares / weights)
-            for k, of_one in enumerate(settings):
-                self._steps[k] += 1
-                step_sizes[k] = of_one.optimizer.step_size(
-                    of_one.learning_rate, self._steps[k]
-                )
-            self._scalars[0][...], self._scalars[1][...] = weights, step_sizes
-            self._program.update_all(vectors, n_coefs, self._alphas, self._scalars)
+            self._steps = [step + 1 for step in self._steps]
+            self._scalars[0][...] = weights
+            self._scalars[1][...] = [
+                step_size(rate, step)
+                for (step_size, rate), step in zip(sizes, self._steps, strict=True)
+            ]
+            self._program.update_all(vectors.parts, self._scalars)
         return total
 
     def _batch(self, gathered: Sequence[Gathered], weights: np.ndarray) -> Batch:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from skdtheano.runtime.program import NUMPY, Leases, ProgramSpec
-from skdtheano.runtime.update import StackedUpdate
+from skdtheano.runtime.update import StackedPart, StackedUpdate
 
 
 class StackedProgram(Leases):
@@ -52,22 +52,12 @@ class StackedProgram(Leases):
         self._run(piece, inputs, [self._losses, *out], is_repeated=True)
         return self._losses
 
-    def update_all(
-        self,
-        vectors: Sequence[np.ndarray],
-        n_penalised: int,
-        alphas: np.ndarray,
-        scalars: Sequence[np.ndarray],
-    ) -> None:
+    def update_all(self, parts: Sequence[StackedPart], scalars: Sequence[np.ndarray]) -> None:
         """Take a step, in place. All arrays are those of the first call.
 
         Parameters
         ----------
-        vectors : sequence of ndarray of shape (n_models, n)
-            Parameters, sums of gradients, then the optimizer's slots.
-        n_penalised : int
-            So many parameters, the first ones, have the L2 penalty.
-        alphas : ndarray of shape (n_models,)
+        parts : sequence of StackedPart
         scalars : sequence of ndarray of shape (n_models,)
             Sums of weights, step sizes, and the optimizer's own.
         """
@@ -78,12 +68,7 @@ class StackedProgram(Leases):
         )
         bound = self._bound_step
         if bound is None or bound[0] != update.generation:
-            parts = [
-                [vector[:, part] for vector in vectors]
-                for part in (slice(0, n_penalised), slice(n_penalised, None))
-            ]
-            penalties = [alphas.astype(dtype), np.zeros(len(alphas), dtype)]
-            bound = (update.generation, update.bind(parts, scalars, penalties))
+            bound = (update.generation, update.bind(parts, scalars))
             self._bound_step = bound
         bound[1]()
 

@@ -7,6 +7,8 @@ one loop does all: with the same bits, so no result tells when that was.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -97,16 +99,18 @@ class _Warming:
         self._routine = Routine(recipe, range(n_inputs if stacked else 0))
         self._loop: Loop | None = None
         self._seconds = 0.0
-        n_slots = len(recipe.outputs) - 1
-        # Parameters, gradient, penalty, sum of weights, slots, and then scalars again.
-        vectors = [0, 1, *range(4, 4 + n_slots)]
-        self._source = self._routine.loop_source(
-            scalars=[i for i in range(n_inputs) if i not in vectors],
-            in_place=[0, *range(4, 4 + n_slots)],
-        )
+        self._n_inputs, self._n_slots = n_inputs, len(recipe.outputs) - 1
+        self._source = self._source_of()
         self._patience = _COMPILE_SECONDS
         if self._source is not None and is_compiled(self._source):
             self._patience = _LOAD_SECONDS
+
+    def _source_of(self, beside: int | None = None) -> str | None:
+        # Parameters, gradient, penalty, sum of weights, slots, and then scalars again.
+        slots = range(4, 4 + self._n_slots)
+        return self._routine.loop_source(
+            [i for i in range(self._n_inputs) if i not in (0, 1, *slots)], [0, *slots], beside
+        )
 
     @property
     def generation(self) -> int:
@@ -178,8 +182,29 @@ class TiledUpdate(_Warming):
             penalty = np.full(1, strength, theta.dtype)
             _check_vectors((theta, gradient, *slots))
             arrays = (theta, gradient, penalty, weight_sum, *slots, *others)
-            calls.append(bound_loop(loop, arrays, [len(theta), 1, 0]))
+            calls.append(bound_loop(loop, arrays, [len(theta), 1, 0, 1]))
         return _in_turn(calls)
+
+
+@dataclass(frozen=True)
+class StackedPart:
+    """A range of the vectors of several models.
+
+    Attributes
+    ----------
+    vectors : sequence of ndarray of shape (n_models, n)
+        Parameters, sum of gradients, then the optimizer's slots; contiguous for each model,
+        and all as far apart from one model to the next.
+    penalties : ndarray of shape (n_models,)
+        L2 strength.
+    beside : tuple of ndarray of shape (n_models, r, n / r), optional
+        The same parameters once more, and where their gradient is instead, both with the rows
+        of all models side by side.
+    """
+
+    vectors: Sequence[np.ndarray]
+    penalties: np.ndarray
+    beside: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class StackedUpdate(_Warming):
@@ -195,37 +220,52 @@ class StackedUpdate(_Warming):
         super().__init__(recipe, stacked=True)
 
     def bind(
-        self,
-        parts: Sequence[Sequence[np.ndarray]],
-        scalars: Sequence[np.ndarray],
-        penalties: Sequence[np.ndarray],
+        self, parts: Sequence[StackedPart], scalars: Sequence[np.ndarray]
     ) -> Callable[[], None]:
         """A step, bound to arrays.
 
         Parameters
         ----------
-        parts : sequence of sequence of ndarray of shape (n_models, n), n of each part
-            Parameters, sum of gradients, then the optimizer's slots; contiguous for each
-            model, and all as far apart from one model to the next.
+        parts : sequence of StackedPart
         scalars : sequence of ndarray of shape (n_models,)
             Sum of weights, step size, and the optimizer's own.
-        penalties : sequence of ndarray of shape (n_models,)
-            L2 strength, of each part.
         """
-        weight_sum, *others = scalars
-        calls = []
-        for (theta, gradient, *slots), penalty in zip(parts, penalties, strict=True):
-            vectors = (theta, gradient, *slots)
-            if self._loop is not None:
-                _check_vectors(vectors)
-                arrays = (theta, gradient, penalty, weight_sum, *slots, *others)
-                apart = theta.strides[0] // theta.itemsize
-                calls.append(bound_loop(self._loop, arrays, [*theta.shape[::-1], apart]))
-                continue
-            strengths = np.broadcast_to(penalty[:, None], theta.shape)
-            inputs = [theta, gradient, strengths, weight_sum, *slots, *others]
-            calls.append(self._routine.bind(inputs, [theta, *slots]))
+        calls = [call for part in parts for call in self._calls(part, scalars)]
         return self._timed(calls) if self._loop is None else _in_turn(calls)
+
+    def _calls(
+        self, part: StackedPart, scalars: Sequence[np.ndarray]
+    ) -> list[Callable[[], None]]:
+        weight_sum, *others = scalars
+        theta, gradient, *slots = part.vectors
+        apart = theta.strides[0] // theta.itemsize
+        call: Callable[[], None]
+        if self._loop is None:
+            strengths = np.broadcast_to(part.penalties[:, None], theta.shape)
+            inputs = [theta, gradient, strengths, weight_sum, *slots, *others]
+            call = self._routine.bind(inputs, [theta, *slots])
+        else:
+            _check_vectors(part.vectors)
+            loop, lengths = self._loop, [*theta.shape[::-1], apart, 1]
+            arrays = [theta, gradient, part.penalties, weight_sum, *slots, *others]
+            if part.beside is not None and (joint := self._loop_beside()) is not None:
+                again, arrays[1] = part.beside
+                n_models, n_rows, n = again.shape
+                return [bound_loop(joint, [*arrays, again], [n, n_models, apart, n_rows])]
+            call = bound_loop(loop, arrays, lengths)
+        if part.beside is None:
+            return [call]
+        again, beside = part.beside
+        return [
+            partial(np.copyto, gradient.reshape(beside.shape), beside),
+            call,
+            partial(np.copyto, again, theta.reshape(again.shape)),
+        ]
+
+    def _loop_beside(self) -> Loop | None:
+        """The loop for a part whose gradient lies side by side."""
+        source = self._source_of(beside=1)
+        return None if source is None else compiled_loop(source)
 
 
 def _in_turn(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
