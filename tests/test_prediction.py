@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from functools import cache
 from itertools import cycle
@@ -22,7 +23,8 @@ import scipy.sparse
 from cases import N_ROWS, data, weights
 from distributed import Client
 from numpy.testing import assert_allclose, assert_array_equal
-from sklearn.exceptions import UndefinedMetricWarning
+from sklearn.exceptions import NotFittedError, UndefinedMetricWarning
+from sklearn.metrics import accuracy_score
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from skdtheano import DistributedMLPClassifier, DistributedMLPRegressor
@@ -219,6 +221,28 @@ def test_a_named_frame_is_predicted_by_a_model_of_its_columns() -> None:
     for method in methods("multiclass"):
         assert_same(getattr(ours, method)(frame).compute(), getattr(theirs, method)(named))
     assert_allclose(ours.score(frame, y), theirs.score(named, y), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int8", "uint16", "bool", "float64", "str"])
+def test_plain_labels_are_scored_as_scikit_learn_does(dtype: str) -> None:
+    X, y = data("binary" if dtype == "bool" else "multiclass")
+    labels = y.astype(dtype)
+    model = DistributedMLPClassifier(**SETTINGS).fit(X, labels)
+    other = labels.copy()
+    other[::3] = labels[0]
+    for truth in (labels, other, list(labels), other[:, None], other.astype("int64")):
+        if isinstance(truth, np.ndarray) and truth.dtype.kind != labels.dtype.kind == "U":
+            continue  # text and numbers: an error of scikit-learn's
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the column
+            expected = accuracy_score(truth, model.predict(X))
+            assert model.score(X, truth) == expected
+    for wrong in (labels[:-1], labels[:0]):
+        with pytest.raises(ValueError, match="inconsistent numbers"):
+            model.score(X, wrong)
+    unknown = DistributedMLPClassifier()
+    with pytest.raises(NotFittedError):
+        unknown.score(X, labels)
 
 
 def test_columns_of_several_dtypes_are_predicted() -> None:

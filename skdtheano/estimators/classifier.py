@@ -354,7 +354,25 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
             return score_collections(
                 self, X, y, sample_weight, targets, accuracy_score, accuracy
             )
+        if sample_weight is None and self._are_plain(y):
+            predicted = self.predict(X)
+            if predicted.shape == y.shape:
+                return float(np.mean(predicted == y))
         return super().score(X, y, sample_weight)
+
+    def _are_plain(self, y: Any) -> bool:
+        """Whether labels are like those of the fit, and need no looking at.
+
+        scikit-learn's takes 0.3 ms, as long as the prediction of some 600 small rows.
+        """
+        known = getattr(self, "classes_", None)
+        return (
+            known is not None
+            and known.dtype.kind in "biu"
+            and type(y) is np.ndarray
+            and y.ndim == 1
+            and y.dtype == known.dtype
+        )
 
     def _score_sums(self, predicted: np.ndarray, truth: Any, weights: np.ndarray) -> ScoreSums:
         return label_sums(truth, predicted, weights)
