@@ -41,9 +41,11 @@ from skdtheano.model_selection import (
     BatchedGridSearchCV,
     BatchedRandomizedSearchCV,
     LearningCurvesDisplay,
+    places,
 )
+from skdtheano.model_selection.calls import as_is
 from skdtheano.model_selection.jobs import jobs_of
-from skdtheano.model_selection.places import OnCluster
+from skdtheano.model_selection.places import OnCluster, can_travel_along
 
 pytestmark = [
     # A few epochs are not meant to converge.
@@ -585,6 +587,34 @@ def test_a_worker_that_is_lost_costs_nothing_but_time(damaged: Client, tmp_path:
     assert mark.exists()
     name = "mean_test_score"
     assert_array_equal(ours.cv_results_[name], theirs.cv_results_[name])
+
+
+def test_few_rows_travel_in_each_task_and_many_in_tasks_of_their_own() -> None:
+    X, labels = np.zeros((1000, 100)), np.zeros(1000)
+    assert can_travel_along(6, X, labels)
+    assert not can_travel_along(11, X, labels)
+    assert not can_travel_along(1, X.tolist(), labels)
+    assert not can_travel_along(1, X, pd.Series(labels))
+    assert not can_travel_along(1, X, labels.astype(object))
+
+
+@pytest.mark.cluster
+def test_many_rows_reach_the_cluster_in_pieces(
+    client_of: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client_of(2)
+    monkeypatch.setattr(places, "_PIECE_BYTES", 1000)
+    submitted: list[Any] = []
+    submit = OnCluster.submit
+
+    def noted(place: OnCluster, function: Callable[..., Any], *arguments: Any) -> Any:
+        submitted.append(function)
+        return submit(place, function, *arguments)
+
+    monkeypatch.setattr(OnCluster, "submit", noted)
+    check(*pair(model(), GRID), *rows())
+    # The request, three splits, and 101 rows of 40 bytes, and their labels, 25 to a piece.
+    assert submitted.count(as_is) == 1 + 3 + 5 + 2
 
 
 def test_tasks_are_even_and_stacks_as_large_as_they_can_be() -> None:

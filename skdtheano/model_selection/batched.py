@@ -4,6 +4,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from numbers import Number
 from typing import Any
 
@@ -25,7 +26,7 @@ from sklearn.utils.validation import _check_method_params, _num_samples
 from skdtheano.model_selection.calls import as_is
 from skdtheano.model_selection.fold_fits import Outcome, Request, Side, fit_and_score
 from skdtheano.model_selection.jobs import Split, jobs_of, prefix_of
-from skdtheano.model_selection.places import InProcess, OnCluster, Place
+from skdtheano.model_selection.places import InProcess, OnCluster, Place, can_travel_along
 from skdtheano.model_selection.recorded import RecordedSearch
 from skdtheano.notices import warn_user
 from skdtheano.runtime.clients import resolve_client
@@ -142,8 +143,10 @@ class _Batched:
         """Fit and score every candidate on every split."""
         prefix = prefix_of(self.estimator)
         jobs = jobs_of(candidates, len(splits), prefix, place.n_at_once())
-        shared = [place.submit(as_is, request), place.put(X), place.put(y)]
-        rows = [place.submit(as_is, split) for split in splits]
+        shared, rows = [request, X, y], list(splits)
+        if not can_travel_along(len(jobs), X, y, *chain.from_iterable(splits)):
+            shared = [place.submit(as_is, request), place.put(X), place.put(y)]
+            rows = [place.submit(as_is, split) for split in splits]
         waiting = [place.submit(fit_and_score, *shared, rows[j.split], j) for j in jobs]
         outcomes: list[Outcome] = []
         try:

@@ -25,6 +25,16 @@ _PIECE_BYTES = 2**22
 _LOOK_SECONDS = 1.0
 
 
+def can_travel_along(n_tasks: int, *rows: Any) -> bool:
+    """Whether each task can bring its own copy of some arrays.
+
+    Tasks of their own for the rows, which all others wait for, take 20 ms.
+    """
+    arrays = [p for p in rows if isinstance(p, np.ndarray) and not p.dtype.hasobject]
+    nbytes = sum(array.nbytes for array in arrays)
+    return len(arrays) == len(rows) and n_tasks * nbytes <= 2 * _PIECE_BYTES
+
+
 class Place(ABC):
     """Runs tasks; a handle of one may be an argument of the next."""
 
