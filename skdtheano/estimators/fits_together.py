@@ -231,7 +231,7 @@ def _prepared(fit: Fit, reader: "_Reader") -> _Prepared | None:
     model = fit.estimator
     before = dict(vars(model))
     try:
-        model._validate_params()
+        reader.validate(model)
         model._check_parameters(going_on=False)
         data = reader.read(model, fit.table)
         rng = check_random_state(model.random_state)
@@ -262,6 +262,18 @@ class _Reader:
 
     def __init__(self) -> None:
         self._read: dict[Any, tuple[TrainingData, dict[str, Any]]] = {}
+        self._valid: set[Any] = set()
+
+    def validate(self, model: DistributedPerceptron) -> None:
+        """Check each parameter by itself, if no model before had the same values."""
+        params = model.get_params(deep=False).items()
+        values = [(type(model), name, type(value), value) for name, value in params]
+        with suppress(TypeError):  # a value without a hash
+            if self._valid.issuperset(values):
+                return
+        model._validate_params()
+        with suppress(TypeError):
+            self._valid.update(values)
 
     def read(self, model: DistributedPerceptron, table: Table) -> TrainingData:
         """The rows to train on; what `fit` learns of them is set on the model."""
