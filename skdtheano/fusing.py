@@ -1,12 +1,12 @@
 """Neighbouring steps on matrices as one loop over rows and columns.
 
-Where NumPy takes four calls for a layer's intercepts, its relu and the mask of its gradient,
-each of which reads and writes the whole layer, one loop that LLVM compiles takes one pass. It
-keeps in memory only what a later step reads. The bits are NumPy's: see `skdtheano.loops`; a
-sum over rows adds them one after another in both, and so does one over few columns. But where
-the largest of a row is 0.0 and -0.0, NumPy takes the one or the other by where they lie in
-memory, and the sign of a 0 that is made of it may differ. Where matrices are stacked, of
-several models, the loop goes through these too.
+Where NumPy takes four calls for a layer's intercepts and its relu, and five for the slopes and
+their sum, each of which reads and writes the whole layer, loops that LLVM compiles take one
+pass. They keep in memory only what a later step reads. The bits are NumPy's (see
+`skdtheano.loops`): a sum over rows adds them one after another in both, and so does one over
+few columns. But where the largest of a row is 0.0 and -0.0, NumPy takes the one or the other by
+where they lie in memory, and the sign of a 0 that is made of it may differ. Where matrices are
+stacked, of several models, the loop goes through these too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -150,22 +150,26 @@ def _as_of_one(bound: Sequence[Bound]) -> Sequence[Bound]:
         return bound
     n_models, n, m = bound[0].matrix
 
-    def flat(array: np.ndarray) -> np.ndarray:
+    def flat(array: np.ndarray, of_columns: tuple[int, ...] = (n_models, 1, m)) -> np.ndarray:
         if array.size == 1 or array.shape == (n, 1):
             return array
         if array.shape == (n_models, n, m):
             made = as_one(array)
-        elif array.shape in ((n_models, 1, m), (n_models, m)):
-            made = array.reshape(-1) if array.flags.c_contiguous else None
-        else:
+        elif array.shape == of_columns and array.flags.c_contiguous:
+            made = array.reshape(-1)
+        else:  # and a matrix that all models share is none with longer rows
             made = None
         if made is None:
             raise Unfit
         return made
 
+    def target(one: Bound) -> np.ndarray:
+        is_sum = one.step.operation is COLUMN_SUM
+        return flat(one.target, (n_models, m)) if is_sum else flat(one.target)
+
     try:
         return [
-            replace(one, arrays=[flat(array) for array in one.arrays], target=flat(one.target))
+            replace(one, arrays=[flat(array) for array in one.arrays], target=target(one))
             for one in bound
         ]
     except Unfit:

@@ -591,11 +591,13 @@ def test_a_worker_that_is_lost_costs_nothing_but_time(damaged: Client, tmp_path:
 
 def test_few_rows_travel_in_each_task_and_many_in_tasks_of_their_own() -> None:
     X, labels = np.zeros((1000, 100)), np.zeros(1000)
-    assert can_travel_along(6, X, labels)
-    assert not can_travel_along(11, X, labels)
-    assert not can_travel_along(1, X.tolist(), labels)
-    assert not can_travel_along(1, X, pd.Series(labels))
-    assert not can_travel_along(1, X, labels.astype(object))
+    assert can_travel_along(6, None, X, labels)
+    assert not can_travel_along(11, None, X, labels)
+    assert not can_travel_along(6, np.zeros(100_000), X, labels)
+    assert not can_travel_along(1, None, X.tolist(), labels)
+    assert not can_travel_along(1, None, X, pd.Series(labels))
+    assert not can_travel_along(1, None, X, labels.astype(object))
+    assert not can_travel_along(1, threading.Lock(), X, labels)
 
 
 @pytest.mark.cluster

@@ -120,6 +120,15 @@ def test_models_differ_in_numbers_and_seeds_and_rows(dtype: str, hidden: Any) ->
     assert len({fit.estimator.n_iter_ for fit in fits}) > 1  # some leave before others
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("hidden", [(2,), (3,), (5,), (8,), (3, 1), (2, 1, 2)])
+def test_a_layer_of_few_units_before_a_single_one_is_as_alone(hidden: Any, dtype: str) -> None:
+    """OpenBLAS takes a vector's product by how far the rows of the matrix are apart."""
+    X, y = digits()
+    models = [net(hidden_layer_sizes=hidden, alpha=alpha) for alpha in (0.1, 1, 10)]
+    check(of_one_table(models, X.astype(dtype), (y > 0).astype(int)))
+
+
 @pytest.mark.parametrize("shuffle", [True, False, "blocks"])
 def test_models_share_the_order_of_their_rows(shuffle: Any) -> None:
     check(of_one_table([net(alpha=alpha, shuffle=shuffle) for alpha in (0.1, 1, 10)]))

@@ -226,7 +226,7 @@ def test_a_named_frame_is_predicted_by_a_model_of_its_columns() -> None:
 @pytest.mark.parametrize("dtype", ["int64", "int8", "uint16", "bool", "float64", "str"])
 def test_plain_labels_are_scored_as_scikit_learn_does(dtype: str) -> None:
     X, y = data("binary" if dtype == "bool" else "multiclass")
-    labels = y.astype(dtype)
+    labels = y == y[0] if dtype == "bool" else y.astype(dtype)
     model = DistributedMLPClassifier(**SETTINGS).fit(X, labels)
     other = labels.copy()
     other[::3] = labels[0]
@@ -243,6 +243,24 @@ def test_plain_labels_are_scored_as_scikit_learn_does(dtype: str) -> None:
     unknown = DistributedMLPClassifier()
     with pytest.raises(NotFittedError):
         unknown.score(X, labels)
+
+
+def test_a_subclass_with_predictions_of_its_own_is_scored_by_them() -> None:
+    X, y = data("binary")
+    y = (y == y[0]).astype(int)
+
+    class Listed(DistributedMLPClassifier):
+        def predict(self, X: Any) -> Any:
+            return super().predict(X).tolist()
+
+    class Named(DistributedMLPClassifier):
+        def predict(self, X: Any) -> Any:
+            return np.array(["no", "yes"])[super().predict(X)]
+
+    listed = Listed(**SETTINGS).fit(X, y)
+    assert listed.score(X, y) == accuracy_score(y, listed.predict(X))
+    with pytest.raises(ValueError, match="Mix of label input types"):
+        Named(**SETTINGS).fit(X, y).score(X, y)
 
 
 def test_columns_of_several_dtypes_are_predicted() -> None:

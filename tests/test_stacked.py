@@ -6,9 +6,9 @@ from itertools import product
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
-from skdtheano import loops
+from skdtheano import engine, loops
 from skdtheano.graphs.losses import LOSSES, block_graph
 from skdtheano.graphs.network import ACTIVATIONS, Network
 from skdtheano.graphs.optimizers import update_graph
@@ -67,7 +67,7 @@ def check_sums(
         data = [rows, targets.astype(network.dtype), weights.astype(network.dtype)]
         gradients = LAYOUT.views(np.empty_like(theta))
         if beside:
-            if not have_same_bits(n, 5, 4, N_MODELS, network.dtype, 1):
+            if not have_same_bits(n, 5, 4, 3, N_MODELS, network.dtype):
                 continue
             gradients = lying_beside(gradients)
         out = [np.empty(N_MODELS, network.dtype), *gradients]
@@ -106,6 +106,22 @@ def test_matrices_side_by_side_are_one_matrix_and_nothing_else_is() -> None:
     assert as_one(side_by_side(np.zeros((2, 16))[:, :12], 3)) is None
     assert not lie_side_by_side(stacked.copy())
     assert not lie_side_by_side(matrix)
+
+
+def test_a_matrix_that_models_share_is_not_taken_for_rows_of_each() -> None:
+    """It has as many rows as there are models, and each model's matrix is as long."""
+    x, w, c, d = (engine.matrix(name, dtype="float64") for name in "xwcd")
+    recipe = derived([x, w, c, d], [(engine.dot(x, w) + c) * d], "sums")
+    rng = np.random.RandomState(0)
+    rows, shared, factor = (rng.random((N_MODELS, 4)) for _ in range(3))
+    matrix = side_by_side(rng.random((4, N_MODELS * 4)), N_MODELS)
+    expected = [(rows @ np.ascontiguousarray(one) + shared) * factor for one in matrix]
+    for in_loops in {False, loops.are_available()}:
+        routine = Routine(recipe, [1])
+        routine._loads = routine._compiles = in_loops
+        for out in (np.empty((N_MODELS, N_MODELS, 4)), side_by_side(np.empty((3, 12)), 3)):
+            routine.bind([rows, matrix, shared, factor], [out])()
+            assert_allclose(out, expected, rtol=1e-12)
 
 
 def test_products_of_one_matrix_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -359,7 +359,7 @@ class DistributedMLPClassifier(ClassifierMixin, DistributedPerceptron):
             )
         if sample_weight is None and self._are_plain(y):
             predicted = self.predict(X)
-            if predicted.shape == y.shape:
+            if self._are_plain(predicted) and len(predicted) == len(y):
                 return float(np.mean(predicted == y))
         return super().score(X, y, sample_weight)
 

@@ -144,7 +144,8 @@ class _Batched:
         prefix = prefix_of(self.estimator)
         jobs = jobs_of(candidates, len(splits), prefix, place.n_at_once())
         shared, rows = [request, X, y], list(splits)
-        if not can_travel_along(len(jobs), X, y, *chain.from_iterable(splits)):
+        parts = (X, y, *chain.from_iterable(splits))
+        if request.travels and not can_travel_along(len(jobs), request, *parts):
             shared = [place.submit(as_is, request), place.put(X), place.put(y)]
             rows = [place.submit(as_is, split) for split in splits]
         waiting = [place.submit(fit_and_score, *shared, rows[j.split], j) for j in jobs]

@@ -125,32 +125,25 @@ class _Stack:
         self._n_threads = threads_that_pay(
             model.layout, order.batch_size, threads_of_process()
         )
-        with blas_threads(self._n_threads):
-            beside = len(self._streams) == 1 and self._may_lie_side_by_side()
-        self._vectors = StackedVectors(
-            model.layout, [m.state for m in members], self._alphas, beside
-        )
+        states, beside = [m.state for m in members], self._may_lie_side_by_side()
+        self._vectors = StackedVectors(model.layout, states, self._alphas, beside)
         own = np.array([s.optimizer.scalars() for s in settings], model.dtype)
         #: Sums of weights and step sizes, of each step, and the optimizers' own numbers.
         self._scalars = [np.empty_like(own[:, 0]) for _ in range(2)] + list(own.T.copy())
         self._batches: dict[int, Batch] = {}
 
     def _may_lie_side_by_side(self) -> bool:
-        """Whether the first layer's products may be one of all models: with the same bits.
-
-        Of a single row, or column, BLAS and NumPy make something else.
-        """
+        """Whether the first layer's products may be one of all models: with the same bits."""
         n_in, n_out, *more = self._model.layout.units
-        order = self._streams[0].order
+        # How several threads share a product depends on its shape, and their number on what
+        # other threads of this process ask for; one stays one.
+        if not more or len(self._streams) > 1 or self._n_threads > 1:
+            return False
+        order, dtype = self._streams[0].order, self._model.dtype.name
         sizes = {min(order.batch_size, order.n_rows), order.n_rows % order.batch_size} - {0}
-        dtype, n_models = self._model.dtype.name, len(self._members)
-        return (
-            bool(more)
-            and min(n_in, n_out, n_models, *sizes) > 1
-            and all(
-                have_same_bits(n, n_in, n_out, n_models, dtype, self._n_threads) for n in sizes
-            )
-        )
+        shape = (n_in, n_out, more[0], len(self._members), dtype)
+        with blas_threads(1):
+            return all(have_same_bits(n, *shape) for n in sizes)
 
     def __enter__(self) -> "_Stack":
         return self

@@ -48,7 +48,10 @@ class StackedVectors:
         self._vectors = [self.theta, gradient, *self._slots]
         n_coefs = layout.n_coefs
         strengths = alphas.astype(self.theta.dtype)
-        of_coefs, of_intercepts = (0, n_coefs, strengths), (n_coefs, None, 0 * strengths)
+        of_coefs, of_intercepts = (
+            (0, n_coefs, strengths),
+            (n_coefs, None, np.zeros_like(strengths)),
+        )
         self.parts: list[StackedPart] = []
         for place, (start, stop, penalties) in (
             (0, of_coefs),
