@@ -4,9 +4,9 @@ Where NumPy takes four calls for a layer's intercepts and its relu, and five for
 their sum, each of which reads and writes the whole layer, loops that LLVM compiles take one
 pass. They keep in memory only what a later step reads. The bits are NumPy's (see
 `skdtheano.loops`): a sum over rows adds them one after another in both, and so does one over
-few columns. But where the largest of a row is 0.0 and -0.0, NumPy takes the one or the other by
-where they lie in memory, and the sign of a 0 that is made of it may differ. Where matrices are
-stacked, of several models, the loop goes through these too.
+few columns. But where the largest of a row is 0.0 and -0.0, NumPy takes the one or the other
+by where they lie in memory, and the sign of a 0 that is made of it may differ. Where matrices
+are stacked, of several models, the loop goes through these too.
 """
 
 from collections.abc import Callable, Mapping, Sequence

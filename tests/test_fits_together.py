@@ -15,6 +15,7 @@ from numpy.testing import assert_array_equal
 from skdtheano import DistributedMLPClassifier, DistributedMLPRegressor
 from skdtheano.estimators import fits_together
 from skdtheano.estimators.fits_together import Fit, Table, fit_each
+from skdtheano.runtime import stack
 
 pytestmark = [
     pytest.mark.parity,
@@ -127,6 +128,24 @@ def test_a_layer_of_few_units_before_a_single_one_is_as_alone(hidden: Any, dtype
     X, y = digits()
     models = [net(hidden_layer_sizes=hidden, alpha=alpha) for alpha in (0.1, 1, 10)]
     check(of_one_table(models, X.astype(dtype), (y > 0).astype(int)))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("hidden", [(8,), (16, 1), (33,), (100, 9)])
+@pytest.mark.parametrize("activation", ["relu", "identity", "tanh", "logistic"])
+def test_models_that_lie_side_by_side_are_as_alone(
+    monkeypatch: pytest.MonkeyPatch, hidden: Any, dtype: str, activation: str
+) -> None:
+    """And as they leave each other, and where the last minibatch has one row."""
+    monkeypatch.setattr(stack, "_FEWEST_STEPS", 0)
+    rng = np.random.RandomState(0)
+    X, y = rng.standard_normal((81, 9)).astype(dtype), rng.randint(0, 3, 81)
+    for n_rows in (70, 81):
+        models = [
+            net(hidden_layer_sizes=hidden, activation=activation, alpha=a, max_iter=m)
+            for a, m in ((0.1, 4), (1, 5), (10, 5), (2, 60))
+        ]
+        check(of_one_table(models, X[:n_rows], y[:n_rows]))
 
 
 @pytest.mark.parametrize("shuffle", [True, False, "blocks"])
