@@ -16,7 +16,6 @@ import numpy as np
 from skdtheano.binding import Graph, Memory, Plan, pattern
 from skdtheano.loops import (
     Loop,
-    are_available,
     compile_ahead,
     compiled_loop,
     is_compiled,
@@ -52,13 +51,10 @@ class Routine:
     """
 
     def __init__(self, recipe: Recipe, stacked: Sequence[int] = ()) -> None:
-        self._numbers = numbers = Numbering(remakes=are_available())
-        self._inputs = [numbers.of(value) for value in recipe.inputs]
-        numbers.stacked.update(self._inputs[place] for place in stacked)
-        for node in recipe.nodes:
-            add_node(node, numbers)
-        outputs = [numbers.of(value) for value in recipe.outputs]
-        self._graph = Graph(self._inputs, outputs, numbers.steps, numbers.constants)
+        self._recipe, self._stacked = recipe, stacked
+        self._numbers, self._graph = self._numbered(remakes=False)
+        self._inputs = self._graph.inputs
+        self._graph_of_loops: Graph | None = None
         self._memory = Memory()
         self._plans: OrderedDict[object, Plan] = OrderedDict()
         self._seconds, self._changes = 0.0, 0
@@ -66,6 +62,15 @@ class Routine:
         self._loads = self._compiles = False
         self._missing: set[str] = set()  # sources of loops that are not compiled
         self._compiling: threading.Thread | None = None
+
+    def _numbered(self, remakes: bool) -> tuple[Numbering, Graph]:
+        recipe, numbers = self._recipe, Numbering(remakes)
+        inputs = [numbers.of(value) for value in recipe.inputs]
+        numbers.stacked.update(inputs[place] for place in self._stacked)
+        for node in recipe.nodes:
+            add_node(node, numbers)
+        outputs = [numbers.of(value) for value in recipe.outputs]
+        return numbers, Graph(inputs, outputs, numbers.steps, numbers.constants)
 
     @property
     def generation(self) -> int:
@@ -136,7 +141,7 @@ class Routine:
             find = compiled_loop if self._compiles else self._loaded if self._loads else None
             before = self.generation
             try:
-                plan = Plan(self._graph, self._memory, inputs, out, find)
+                plan = Plan(self._graph_for(find), self._memory, inputs, out, find)
             finally:
                 if self.generation != before:
                     self._plans.clear()  # these have memory that was replaced
@@ -145,6 +150,14 @@ class Routine:
                 self._plans.popitem(last=False)
         self._plans.move_to_end((self.generation, arrays))
         return plan
+
+    def _graph_for(self, find: Callable[[str], Loop | None] | None) -> Graph:
+        """Steps for calls, or for loops, to which computing anew is less than memory."""
+        if find is None:
+            return self._graph
+        if self._graph_of_loops is None:
+            _, self._graph_of_loops = self._numbered(remakes=True)
+        return self._graph_of_loops
 
     def _note(self, seconds: float) -> None:
         """Change to loops once that is small beside what has been waited for; same bits."""

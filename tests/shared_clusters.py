@@ -1,6 +1,5 @@
 """Clusters that the tests share, and Ctrl-C."""
 
-import gc
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -108,7 +107,6 @@ def forgets_all_tasks(cluster: LocalCluster, but: Collection[Any] = ()) -> bool:
     `but` are keys of tasks that were there before, of other tests on a shared cluster.
     """
     forgotten = threading.Event()
-    gc.collect()  # a wait that timed out, on a busy machine, leaves its futures in a cycle
 
     def look() -> None:
         if set(cluster.scheduler.tasks) - set(but):
