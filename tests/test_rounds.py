@@ -29,7 +29,6 @@ from distributed import (
     SchedulerPlugin,
     SpecCluster,
     get_client,
-    get_worker,
     worker_client,
 )
 from distributed.core import Status
@@ -42,9 +41,6 @@ from skdtheano import DistributedMLPClassifier, cookbook
 from skdtheano.engine import compilations
 from skdtheano.estimators.numeric_targets import NumberEncoder
 from skdtheano.runtime import cluster as cluster_module
-from skdtheano.runtime import local as local_module
-from skdtheano.runtime import profile
-from skdtheano.runtime import tasks as tasks_module
 from skdtheano.runtime.cluster import ClusterSite
 from skdtheano.runtime.failures import ValueLost
 from skdtheano.runtime.placing import make_block
@@ -164,53 +160,6 @@ def test_short_epochs_share_rounds(
     rounds = {key.rsplit("-", 2)[0] for key in started if key.startswith("skdtheano-epoch-")}
     assert clf.n_iter_ == 100
     assert len(rounds) < 50
-
-
-def test_dasks_profiler_leaves_training_threads_alone_if_not_told_otherwise(
-    client: Client,
-) -> None:
-    X, y = data("multiclass")
-    DistributedMLPClassifier((4,), max_iter=1).fit(*chunked(X, y))  # workers know of rounds
-
-    def seen(**asked: bool) -> tuple[set[str], set[str]]:
-        """Tasks that the profiler sees, in a round and after it."""
-        worker = get_worker()
-        with tasks_module._taken(
-            tasks_module.Seat("a-round", 0, [worker.address], 60.0, False, **asked)
-        ):
-            inside = set(worker.active_threads.values())
-        return inside, set(worker.active_threads.values())
-
-    for asked in (False, True):
-        with dask.config.set({profile.SETTING: asked}):
-            seat = tasks_module.Seat("a-round", 0, [], 60.0, False)
-        assert seat.is_profiled == asked  # which travels to the worker
-        key = f"seen-{asked}"
-        inside, after = client.submit(seen, is_profiled=asked, key=key).result()
-        assert (key in inside) == asked
-        assert key in after  # dask takes it away itself
-
-
-def test_a_fit_inside_a_task_is_left_alone_too(client: Client) -> None:
-    def seen() -> list[bool]:
-        """Whether the profiler sees this task at the end of each epoch, and after the fit."""
-        worker = get_worker()
-        found = []
-        run_epoch = local_module.run_epoch
-
-        def watched(*args: Any) -> float:
-            found.append(threading.get_ident() in worker.active_threads)
-            return run_epoch(*args)
-
-        local_module.run_epoch = watched
-        try:
-            X, y = np.random.RandomState(0).rand(20, 2), np.arange(20) % 2
-            DistributedMLPClassifier((2,), max_iter=2).fit(X, y)
-        finally:
-            local_module.run_epoch = run_epoch
-        return [*found, threading.get_ident() in worker.active_threads]
-
-    assert client.submit(seen, pure=False).result() == [False, False, True]
 
 
 def test_a_round_ends_where_the_fit_does(client: Client) -> None:

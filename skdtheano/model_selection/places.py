@@ -16,6 +16,7 @@ from distributed import Client, futures_of, wait
 from distributed.scheduler import KilledWorker
 
 from skdtheano.model_selection.calls import as_is, joined
+from skdtheano.runtime.background import waiting_for
 from skdtheano.runtime.clients import outside_the_slots
 from skdtheano.runtime.workers import seconds_of
 
@@ -168,7 +169,7 @@ class OnCluster(Place):
 
     def first_done(self, handles: Sequence[Any]) -> Any:
         alone_since: float | None = None
-        with outside_the_slots():
+        with outside_the_slots(), waiting_for(self._client):
             while True:
                 # Of what was cancelled `result` tells.
                 with suppress(TimeoutError, CancelledError), self._closed_is_told():

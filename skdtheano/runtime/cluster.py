@@ -17,6 +17,7 @@ from dask.delayed import Delayed
 from distributed import Client, futures_of
 from distributed.client import _wait
 
+from skdtheano.runtime.background import waiting_for
 from skdtheano.runtime.failures import RoundFailed, SchedulerLost, ValueLost, WorkersLost
 from skdtheano.runtime.mailbox import ExchangePlugin
 from skdtheano.runtime.sites import Check, Handle
@@ -232,7 +233,8 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
             try:
                 # As distributed.wait, which asks for a current client, and that may be none
                 # or another one; to make ours the current one changes it for all threads.
-                self.client.sync(_wait, futures, timeout=_POLL_SECONDS)
+                with waiting_for(self.client):
+                    self.client.sync(_wait, futures, timeout=_POLL_SECONDS)
                 return
             except (TimeoutError, CancelledError, asyncio.CancelledError) as error:
                 # dask's frames and the error hold each other, and the futures, which would

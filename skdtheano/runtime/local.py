@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from skdtheano.runtime.background import training_thread
 from skdtheano.runtime.blas import blas_threads, threads_of_process, threads_that_pay
 from skdtheano.runtime.blocks import Block
 from skdtheano.runtime.collective import Solo
@@ -13,7 +14,6 @@ from skdtheano.runtime.failures import NotFinite
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import Epoch, HeldOut, RowMap
 from skdtheano.runtime.parameters import TrainState
-from skdtheano.runtime.profile import out_of_the_profile
 from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.steps import (
@@ -74,7 +74,7 @@ class LocalRuntime(AbstractContextManager["LocalRuntime"]):
 
     def run_epochs(self, epochs: Sequence[Epoch], course: Course) -> list[float]:
         [epoch] = epochs
-        with out_of_the_profile():  # in a task of a search
+        with training_thread():  # in a task of a search
             return [self._run_epoch(epoch, course.settings())]
 
     def _run_epoch(self, epoch: Epoch, settings: StepSettings) -> float:

@@ -12,12 +12,12 @@ from itertools import pairwise
 
 import numpy as np
 
+from skdtheano.runtime.background import training_thread
 from skdtheano.runtime.blas import blas_threads, threads_of_process, threads_that_pay
 from skdtheano.runtime.blocks import Batch, BatchRoom, Block
 from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import Batches, Gathered, ListedBatches, Order, RowMap
 from skdtheano.runtime.parameters import TrainState
-from skdtheano.runtime.profile import out_of_the_profile
 from skdtheano.runtime.stacked_program import StackedProgram
 from skdtheano.runtime.stacked_vectors import StackedVectors
 from skdtheano.runtime.steps import Course, is_finite, quietly
@@ -104,7 +104,7 @@ def train_together(model: Model, members: Sequence[Member]) -> None:
     """
     going_on = [member for member in members if member.course.n_left]
     while going_on:
-        with out_of_the_profile(), _Stack(model, going_on) as stack:
+        with training_thread(), _Stack(model, going_on) as stack:
             going_on = stack.run_until_one_ends()
 
 

@@ -13,6 +13,7 @@ from dask.sizeof import sizeof
 from distributed import Worker, get_worker, secede
 from distributed.core import Status
 
+from skdtheano.runtime.background import is_asked_for, training_thread
 from skdtheano.runtime.blas import blas_threads, threads_that_pay
 from skdtheano.runtime.blocks import Block, RowBlocks
 from skdtheano.runtime.local_steps import run_local_epoch
@@ -21,7 +22,6 @@ from skdtheano.runtime.model import Model
 from skdtheano.runtime.order import Batches, KeyedBatches, ListedBatches
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.peers import Peers
-from skdtheano.runtime.profile import is_asked_for, out_of_the_profile
 from skdtheano.runtime.program import Program
 from skdtheano.runtime.scores import ScoreSums
 from skdtheano.runtime.steps import (
@@ -270,7 +270,7 @@ def _taken(seat: Seat) -> Iterator[Peers]:
         key,
         seat.shared_memory,
     )
-    with peers, out_of_the_profile(seat.is_profiled):
+    with peers, training_thread(seat.is_profiled):
         yield peers
 
 
