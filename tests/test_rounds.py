@@ -196,6 +196,19 @@ def test_the_bits_do_not_tell_how_many_epochs_a_round_had(client: Client) -> Non
         assert (one == other).all()
 
 
+def test_moments_of_parameters_that_others_update_go_on_with_a_fit(client: Client) -> None:
+    # So many that each worker updates a share; all of a state is one worker's then.
+    X, y = data("multiclass")
+    ours, theirs = (
+        kind((7000,), batch_size=5, random_state=0)
+        for kind in (DistributedMLPClassifier, MLPClassifier)
+    )
+    for _ in range(3):
+        ours.partial_fit(*chunked(X, y, 6), classes=np.unique(y))
+        theirs.partial_fit(X, y, classes=np.unique(y))
+    assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-7)
+
+
 def test_fit_gathers_no_rows(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[int] = []
     gather = Client._gather

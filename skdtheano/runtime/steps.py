@@ -201,7 +201,8 @@ def run_epoch(
 ) -> float:
     """Take one step per minibatch; the state is that of the collective's vectors then.
 
-    Every rank sums the same sums, and updates its share of the parameters.
+    Every rank sums the same sums, and updates its share of the parameters, which all have
+    then. Of the optimizer's slots it has but its own share, until `complete_slots`.
 
     Returns
     -------
@@ -251,9 +252,13 @@ def run_epoch(
             (theta, gradient, *slots), workspace.n_penalised, settings.alpha, numbers
         )
         collective.complete((), state.theta)
+    return total
+
+
+def complete_slots(state: TrainState, collective: Collective) -> None:
+    """After the last of some epochs: let each rank have all of the optimizer's slots."""
     for slot in state.slots:
         collective.complete((), slot)
-    return total
 
 
 def is_finite(vector: np.ndarray) -> bool:

@@ -29,6 +29,7 @@ from skdtheano.runtime.steps import (
     LossSums,
     StepSettings,
     Workspace,
+    complete_slots,
     loss_sums,
     run_epoch,
     score_sums,
@@ -206,6 +207,8 @@ def train_round(
                 run = run_local_epoch if is_local else run_epoch
                 losses.append(run(workspace, batches, state, settings, peers))
                 seconds.append(time.perf_counter() - began)
+        if not is_local:  # where slots are averages, at the end of each epoch
+            complete_slots(state, peers)
         # A copy: what the ranks share goes with the round.
         state = state.copy()
     return RoundResult(state, losses, seconds, given.theta if keep else before.best)
