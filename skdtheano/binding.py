@@ -5,9 +5,8 @@ for what is between them. With other arrays of the same shapes only the calls th
 are made anew: a training has several gradients in turn, and other arrays in each round.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from itertools import permutations
 from operator import itemgetter
 
@@ -15,11 +14,9 @@ import numpy as np
 
 from skdtheano.fusing import Calls, Find, fused, separate
 from skdtheano.loop_writer import Bound
+from skdtheano.memory import Memory, dtype_of, nbytes_of
 from skdtheano.numbering import Call, Step, View
 from skdtheano.side_by_side import lie_side_by_side, side_by_side
-
-#: Bytes of an array's beginning: AVX-512 loads that cross a cache line take twice as long.
-_ALIGNMENT = 64
 
 
 class Graph:
@@ -60,33 +57,6 @@ class Graph:
                     self.last_reader[self.base.get(value, value)] = number
         for value in outputs:  # a view of it is copied at the end
             self.last_reader[self.base.get(value, value)] = len(steps)
-
-
-class Memory:
-    """Slots, each for one value at a time."""
-
-    def __init__(self) -> None:
-        self._slots: list[np.ndarray] = []
-        #: Goes up when a slot was replaced by a larger one: what has the old one, keeps it.
-        self.generation = 0
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def nbytes_of(self, slot: int) -> int:
-        return len(self._slots[slot])
-
-    def array(self, slot: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-        return self._slots[slot][: _nbytes(dtype, shape)].view(dtype).reshape(shape)
-
-    def make_room(self, slot: int, nbytes: int) -> None:
-        """Make a slot, or replace one that is too small."""
-        if slot == len(self._slots):
-            self._slots.append(_aligned(nbytes))
-        elif self.nbytes_of(slot) < nbytes:
-            # An eighth more: other batches may have a few more rows.
-            self._slots[slot] = _aligned(nbytes + nbytes // 8)
-            self.generation += 1
 
 
 class Plan:
@@ -193,7 +163,7 @@ class _Planner:
         self.arrays.update(zip(graph.inputs, inputs, strict=True))
         self._slot_of: dict[int, int] = {}
         #: Bytes of each slot that holds nothing which is still needed.
-        self._free = {slot: memory.nbytes_of(slot) for slot in range(len(memory))}
+        self._free = {slot: memory.size_of(slot) for slot in range(len(memory))}
         self._free_after_loop: dict[int, int] = {}
         self.targets = self._direct_outputs(inputs, out)
         self._wide = self._side_by_side()
@@ -277,7 +247,7 @@ class _Planner:
         target = self.targets.get(step.output)
         if target is None:
             target = self._room(number, step, shape, arrays)
-        elif target.shape != shape or target.dtype != _dtype_of(step.dtype):
+        elif target.shape != shape or target.dtype != dtype_of(step.dtype):
             raise ValueError(
                 f"The output of {step.name} has shape {shape} and dtype {step.dtype}, and is "
                 f"to be written into {target.shape} of {target.dtype}."
@@ -285,9 +255,9 @@ class _Planner:
         self.arrays[step.output] = target
         scratch = None
         if (wanted := step.scratch(*shapes)) is not None:
-            slot = self._take(_nbytes(*wanted))
+            slot = self._take(nbytes_of(*wanted))
             scratch = self._memory.array(slot, *wanted)
-            self._free[slot] = self._memory.nbytes_of(slot)
+            self._free[slot] = self._memory.size_of(slot)
         last = self._graph.last_reader.get(
             self._graph.base.get(step.output, step.output), number
         )
@@ -300,7 +270,7 @@ class _Planner:
                 # A loop reads a row or column of few entries until its last step.
                 is_small = self.arrays[value].size < target.size
                 free = self._free_after_loop if is_small else self._free
-                free[slot] = self._memory.nbytes_of(slot)
+                free[slot] = self._memory.size_of(slot)
 
     def _room(
         self,
@@ -316,12 +286,12 @@ class _Planner:
                 and self._graph.last_reader[value] == number
                 and not self._is_seen_otherwise(value, step)
                 and array.shape == shape
-                and array.dtype == _dtype_of(step.dtype)
+                and array.dtype == dtype_of(step.dtype)
                 and (step.output not in self._wide or lie_side_by_side(array))
             ):
                 self._slot_of[step.output] = self._slot_of.pop(value)
                 return array
-        slot = self._take(_nbytes(step.dtype, shape))
+        slot = self._take(nbytes_of(step.dtype, shape))
         self._slot_of[step.output] = slot
         if step.output in self._wide and len(shape) == 3:
             n_models, n, m = shape
@@ -347,18 +317,3 @@ class _Planner:
         self._free.pop(slot, None)
         self._memory.make_room(slot, nbytes)
         return slot
-
-
-def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * _dtype_of(dtype).itemsize
-
-
-@cache
-def _dtype_of(name: str) -> np.dtype:
-    return np.dtype(name)
-
-
-def _aligned(nbytes: int) -> np.ndarray:
-    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + nbytes]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from skdtheano.binding import Graph, Memory, Plan, pattern
+from skdtheano.binding import Graph, Plan, pattern
 from skdtheano.loops import (
     Loop,
     compile_ahead,
@@ -21,6 +21,7 @@ from skdtheano.loops import (
     is_compiled,
     loop_source,
 )
+from skdtheano.memory import Memory
 from skdtheano.numbering import Numbering, Step
 from skdtheano.numpy_steps import add_node
 from skdtheano.recipe import Recipe
@@ -101,7 +102,7 @@ class Routine:
     @property
     def nbytes(self) -> int:
         """Bytes of memory for values between inputs and outputs."""
-        return sum(map(self._memory.nbytes_of, range(len(self._memory))))
+        return self._memory.nbytes
 
     def bind(
         self, inputs: Sequence[np.ndarray], out: Sequence[np.ndarray]

@@ -43,12 +43,14 @@ MAY_IMPORT = {
     "skdtheano.binding": (
         "skdtheano.fusing",
         "skdtheano.loop_writer",
+        "skdtheano.memory",
         "skdtheano.numbering",
         "skdtheano.side_by_side",
     ),
     "skdtheano.routine": (
         "skdtheano.binding",
         "skdtheano.loops",
+        "skdtheano.memory",
         "skdtheano.numbering",
         "skdtheano.numpy_steps",
         "skdtheano.recipe",
@@ -74,7 +76,12 @@ MAY_IMPORT = {
     # An optimizer's numbers travel with the steps; its graph stays in `program`.
     "skdtheano.runtime.steps": ("skdtheano.graphs.optimizers", "skdtheano.runtime"),
     "skdtheano.runtime.stack": ("skdtheano.runtime", "skdtheano.side_by_side"),
-    "skdtheano.runtime.stacked_vectors": ("skdtheano.runtime", "skdtheano.side_by_side"),
+    "skdtheano.runtime.stacked_program": ("skdtheano.memory", "skdtheano.runtime"),
+    "skdtheano.runtime.stacked_vectors": (
+        "skdtheano.memory",
+        "skdtheano.runtime",
+        "skdtheano.side_by_side",
+    ),
     "skdtheano.runtime": ("skdtheano.runtime",),
     "skdtheano.course": ("skdtheano.graphs.optimizers", "skdtheano.runtime.steps"),
     "skdtheano.training": (

@@ -71,13 +71,31 @@ def test_minibatches_are_those_of_scikit_learn_wherever_the_rows_are(
         return
     order = GlobalOrder(np.arange(n), batch_size, True, np.random.RandomState(seed))
     rng, expected = np.random.RandomState(seed), np.arange(n)
-    for _ in range(3):
+    for n_before in range(3):
         expected = shuffle(expected, random_state=rng)
-        batches = global_batches(next_epoch(order), places)
+        epoch = next_epoch(order) if n_before % 2 else order.draw()
+        batches = global_batches(epoch, places)
         slices = list(gen_batches(n, batch_size))
         assert len(batches) == len(slices)
         for batch, cut in zip(batches, slices, strict=True):
             assert_array_equal(np.sort(batch), np.sort(expected[cut]))
+
+
+def test_a_draw_is_a_look_ahead_that_is_taken() -> None:
+    places = RowMap((20, 10), (0, 1), 2)
+    made = {
+        "global": lambda: GlobalOrder(np.arange(30), 8, True, np.random.RandomState(0)),
+        "as they are": lambda: GlobalOrder(np.arange(30), 8, False, np.random.RandomState(0)),
+        "by blocks": lambda: BlockOrder((20, 10), 8, 0),
+    }
+    for name, make in made.items():
+        one, other = make(), make()
+        for _ in range(3):
+            drawn, taken = one.draw(), next_epoch(other)
+            for batch, expected in zip(
+                global_batches(drawn, places), global_batches(taken, places), strict=True
+            ):
+                assert_array_equal(batch, expected, err_msg=name)
 
 
 @pytest.mark.parametrize("random_state", [0, None])

@@ -1,6 +1,6 @@
 """Many models of one architecture at once: the numbers of each one alone."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from itertools import product
 
@@ -12,9 +12,14 @@ from skdtheano import engine, loops
 from skdtheano.graphs.losses import LOSSES, block_graph
 from skdtheano.graphs.network import ACTIVATIONS, Network
 from skdtheano.graphs.optimizers import update_graph
+from skdtheano.memory import Memory
 from skdtheano.recipe import Recipe, derived
 from skdtheano.routine import Routine
+from skdtheano.runtime import program as program_module
+from skdtheano.runtime import stacked_program
 from skdtheano.runtime.parameters import Layout, TrainState
+from skdtheano.runtime.program import NUMPY, ProgramSpec
+from skdtheano.runtime.stacked_program import StackedProgram
 from skdtheano.runtime.stacked_vectors import StackedVectors
 from skdtheano.runtime.update import StackedPart, StackedUpdate, TiledUpdate
 from skdtheano.side_by_side import (
@@ -176,12 +181,62 @@ def test_products_of_one_matrix_are_taken_at_once(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(np, name, counted(name))
     for beside, expected in ((True, {"dot": 2, "matmul": 3}), (False, {"matmul": 5})):
         states = [TrainState(np.full(layout.n_parameters, float(k)), []) for k in range(3)]
-        vectors = StackedVectors(layout, states, np.zeros(3), beside)
+        vectors = StackedVectors(layout, states, np.zeros(3), Memory(), beside)
         data = [np.ones((7, 5)), np.ones((7, 2)), np.ones(7)]
         routine = Routine(recipe, range(3, 7))
         routine.bind([*data, *vectors.parameters], [np.empty(3), *vectors.out])()
         assert Counter(called) == expected
         called.clear()
+
+
+def test_stacks_one_after_another_compute_in_the_same_memory() -> None:
+    layout, memory = Layout((5, 4, 2)), Memory()
+
+    def vectors_of(n_models: int) -> StackedVectors:
+        vector = np.arange(float(layout.n_parameters))
+        states = [TrainState(vector + k, [-vector]) for k in range(n_models)]
+        return StackedVectors(layout, states, np.zeros(n_models), memory, beside=True)
+
+    first = vectors_of(3)
+    kept = first.state(2, step=1)
+    n_slots = len(memory)
+    for n_models in (2, 3):  # one has left; and the next task
+        other = vectors_of(n_models)
+        assert len(memory) == n_slots and memory.generation == 0
+        assert np.shares_memory(first.theta, other.theta)
+        assert_array_equal(other.theta[1] - other.theta[0], 1.0)
+        assert_array_equal(other.parameters[0][1], other.theta[1][:20].reshape(5, 4))
+    assert_array_equal(kept.theta, np.arange(float(layout.n_parameters)) + 2)
+    assert_array_equal(kept.slots[0], -np.arange(float(layout.n_parameters)))
+
+
+def test_memory_of_large_stacks_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ProgramSpec(
+        Network(2, "relu", "softmax", "float64", "float64"), "log_loss", "adam", NUMPY
+    )
+
+    def memory_of(nbytes: int) -> Memory:
+        program = StackedProgram(spec, 3, same_rows=True)
+        memory = program.memory()
+        memory.make_room(0, nbytes)
+        program.give_back()
+        return memory
+
+    monkeypatch.setattr(program_module, "_idle", OrderedDict())
+    monkeypatch.setattr(stacked_program, "_MOST_KEPT_BYTES", 1000)
+    first = memory_of(800)
+    assert memory_of(1001) is first  # which has grown too large
+    assert memory_of(800) is not first
+
+
+def test_stacked_parameters_are_finite_or_not_each_by_itself() -> None:
+    layout = Layout((5, 4, 2))
+    thetas = np.ones((4, layout.n_parameters))
+    thetas[1, 3], thetas[2, 0], thetas[3, 5] = np.inf, np.nan, 1e200  # whose square overflows
+    states = [TrainState(theta, []) for theta in thetas]
+    vectors = StackedVectors(layout, states, np.zeros(4), Memory(), beside=False)
+    with np.errstate(over="ignore"):
+        assert vectors.are_finite().tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -214,8 +214,7 @@ class FitCheckpoint:
             ):
                 raise self._refused("its arrays are not those of this network")
         for _ in range(before.n_iter):
-            order.ahead(1)
-            order.take(1)
+            order.draw()
         if _digest(self._rng) != facts["generator_after"]:
             raise self._refused(
                 "the order of its minibatches cannot be drawn again: others drew from the "

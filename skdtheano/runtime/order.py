@@ -180,6 +180,9 @@ class Order(Protocol):
     def take(self, n_epochs: int) -> None:
         """Go on to after so many of the epochs that were last seen `ahead`."""
 
+    def draw(self) -> "Epoch":
+        """The order of the next epoch, which is taken."""
+
 
 @dataclass(frozen=True)
 class ListedEpoch:
@@ -267,6 +270,13 @@ class GlobalOrder:
         for _ in range(n_epochs):
             self._permutation(self.rng)
 
+    def draw(self) -> ListedEpoch:
+        if not self.shuffle:
+            return ListedEpoch(self._rows, self.batch_size)
+        # The generator goes on: to keep where it was takes as long as a thousand numbers.
+        self._places = self._places[self._permutation(self.rng)]
+        return ListedEpoch(self._rows[self._places], self.batch_size)
+
     def _permutation(self, rng: np.random.RandomState) -> np.ndarray:
         permutation = np.arange(self.n_rows)
         rng.shuffle(permutation)
@@ -319,6 +329,10 @@ class BlockOrder:
 
     def take(self, n_epochs: int) -> None:
         self._epoch += n_epochs
+
+    def draw(self) -> "KeyedEpoch":
+        self._epoch += 1
+        return KeyedEpoch(self, self._epoch - 1)
 
     def held_out_rows(self, places: RowMap) -> list[np.ndarray]:
         """Local numbers of the rows left out of training, for each rank, ascending."""

@@ -20,7 +20,7 @@ from skdtheano.runtime.order import Batches, Gathered, ListedBatches, Order, Row
 from skdtheano.runtime.parameters import TrainState
 from skdtheano.runtime.stacked_program import StackedProgram
 from skdtheano.runtime.stacked_vectors import StackedVectors
-from skdtheano.runtime.steps import Course, is_finite, quietly
+from skdtheano.runtime.steps import Course, quietly
 from skdtheano.side_by_side import have_same_bits
 
 #: Rows of so few bytes are gathered for an epoch at once: that saves 10 us a minibatch.
@@ -48,9 +48,7 @@ class Stream:
 
     def epoch(self) -> Batches:
         """The minibatches of the next epoch."""
-        [epoch] = self.order.ahead(1)
-        self.order.take(1)
-        [batches] = epoch.shares(RowMap((len(self.block),), (0,)))
+        [batches] = self.order.draw().shares(RowMap((len(self.block),), (0,)))
         return batches
 
     def gathered(self, batches: Batches, model: Model) -> Iterator[Gathered]:
@@ -131,7 +129,8 @@ class _Stack:
             model.layout, order.batch_size, threads_of_process()
         )
         states, beside = [m.state for m in members], self._may_lie_side_by_side()
-        self._vectors = StackedVectors(model.layout, states, self._alphas, beside)
+        memory = self._program.memory()
+        self._vectors = StackedVectors(model.layout, states, self._alphas, memory, beside)
         own = np.array([s.optimizer.scalars() for s in settings], model.dtype)
         #: Sums of weights and step sizes, of each step, and the optimizers' own numbers.
         self._scalars = [np.empty_like(own[:, 0]) for _ in range(2)] + list(own.T.copy())
@@ -168,11 +167,14 @@ class _Stack:
         while len(going_on) == len(self._members):
             with blas_threads(self._n_threads):
                 losses = self._run_epoch()
-            for k, (member, loss) in enumerate(zip(self._members, losses, strict=True)):
-                # What is not finite stays so, in the parameters or in the sum of losses.
-                member.is_finite = np.isfinite(loss) and is_finite(self._vectors.theta[k])
+            # What is not finite stays so, in the parameters or in the sum of losses.
+            are_finite = np.isfinite(losses) & self._vectors.are_finite()
+            for member, loss, is_finite in zip(
+                self._members, losses.tolist(), are_finite.tolist(), strict=True
+            ):
+                member.is_finite = is_finite
                 if member.is_finite:
-                    member.course.take(float(loss))
+                    member.course.take(loss)
                 if not (member.is_finite and member.course.n_left):
                     going_on.remove(member)
         for k, member in enumerate(self._members):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from skdtheano.memory import Memory, nbytes_of
 from skdtheano.runtime.parameters import Layout, TrainState
 from skdtheano.runtime.update import StackedPart
 from skdtheano.side_by_side import side_by_side
@@ -19,6 +20,8 @@ class StackedVectors:
         Of each model.
     alphas : ndarray of shape (n_models,)
         L2 strengths.
+    memory : Memory
+        Where they are to be, in slots from 0 on.
     beside : bool
         Whether the first layer's weights and intercepts, and their gradients, lie beside
         those of the other models: its products are one product then. The weights are kept in
@@ -38,12 +41,17 @@ class StackedVectors:
         layout: Layout,
         states: Sequence[TrainState],
         alphas: np.ndarray,
+        memory: Memory,
         beside: bool,
     ) -> None:
-        self.theta = np.stack([state.theta for state in states])
-        slots = [state.slots for state in states]
-        self._slots = [np.stack(parts) for parts in zip(*slots, strict=True)]
-        gradient = np.empty_like(self.theta)
+        self._memory, self._n_arrays = memory, 0
+        self.theta, *self._slots = [
+            np.stack(
+                vectors, out=self._room((len(states), *vectors[0].shape), vectors[0].dtype)
+            )
+            for vectors in zip(*([s.theta, *s.slots] for s in states), strict=True)
+        ]
+        gradient = self._room(self.theta.shape, self.theta.dtype)
         self.parameters, self.out = layout.views(self.theta), layout.views(gradient)
         self._vectors = [self.theta, gradient, *self._slots]
         n_coefs = layout.n_coefs
@@ -63,6 +71,19 @@ class StackedVectors:
                 start += n
             self.parts.append(self._part(slice(start, stop), penalties))
 
+    def _room(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        slot, self._n_arrays = self._n_arrays, self._n_arrays + 1
+        self._memory.make_room(slot, nbytes_of(dtype.name, shape))
+        return self._memory.array(slot, dtype.name, shape)
+
+    def are_finite(self) -> np.ndarray:
+        """Whether all parameters are, of each model."""
+        rows = self.theta[:, None, :]
+        squares = np.matmul(rows, rows.swapaxes(1, 2))[:, 0, 0]
+        # As `steps.is_finite`: squares may overflow.
+        found: np.ndarray = np.isfinite(squares)
+        return found if found.all() else np.isfinite(self.theta).all(axis=1)
+
     def state(self, k: int, step: int) -> TrainState:
         """A copy of a model's vectors."""
         return TrainState(self.theta[k].copy(), [slot[k].copy() for slot in self._slots], step)
@@ -77,7 +98,7 @@ class StackedVectors:
             array = arrays[place]
             rows = array.reshape(len(array), -1, array.shape[-1])
             n_models, n, m = rows.shape
-            matrix = side_by_side(np.empty((n, n_models * m), array.dtype), n_models)
+            matrix = side_by_side(self._room((n, n_models * m), array.dtype), n_models)
             matrix[...] = rows
             arrays[place] = matrix.reshape(array.shape)
             pair.append(matrix)
