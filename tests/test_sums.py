@@ -54,6 +54,21 @@ def stepped(seated: Seated, n: int, dtype: str) -> list[Any]:
     return told
 
 
+@pytest.mark.parametrize("local_pays", [ALWAYS, NEVER], ids=["shared", "whole"])
+@pytest.mark.parametrize("hosts", HOSTS.values(), ids=HOSTS)
+def test_each_entry_counts_once(hosts: list[list[int]], local_pays: int) -> None:
+    kind = np.dtype("f8")
+    for n in (2, 7, 1003):
+
+        def counted(seated: Seated, n: int = n) -> np.ndarray:
+            times = np.zeros(n)
+            times[seated.sums.share(n, kind)] = seated.sums.counts(n, kind)
+            return times
+
+        assert_array_equal(sum(run_ranks(hosts, counted, local_pays, NEVER)), np.ones(n))
+    assert Solo().counts(7, kind)
+
+
 @pytest.mark.parametrize("between_pays", [ALWAYS, NEVER], ids=["by slices", "all to all"])
 @pytest.mark.parametrize("local_pays", [ALWAYS, NEVER], ids=["shared", "whole"])
 @pytest.mark.parametrize("dtype", ["f8", "f4"])

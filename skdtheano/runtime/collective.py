@@ -50,6 +50,9 @@ class Collective(Protocol):
         its own where sharing pays; the slices of the ranks of a host cover it.
         """
 
+    def counts(self, n: int, dtype: np.dtype) -> bool:
+        """Whether this rank's share counts: of those that do, one has each entry."""
+
     def sum(
         self, scalars: tuple[float, ...], vector: np.ndarray
     ) -> tuple[tuple[float, ...], np.ndarray]:
@@ -92,6 +95,9 @@ class Solo:
 
     def share(self, n: int, dtype: np.dtype) -> slice:
         return slice(0, n)
+
+    def counts(self, n: int, dtype: np.dtype) -> bool:
+        return True
 
     def sum(
         self, scalars: tuple[float, ...], vector: np.ndarray

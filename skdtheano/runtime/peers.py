@@ -148,6 +148,9 @@ class Peers:
     def share(self, n: int, dtype: np.dtype) -> slice:
         return self._sums.share(n, dtype)
 
+    def counts(self, n: int, dtype: np.dtype) -> bool:
+        return self._sums.counts(n, dtype)
+
     def sum(
         self, scalars: tuple[float, ...], vector: np.ndarray
     ) -> tuple[tuple[float, ...], np.ndarray]:

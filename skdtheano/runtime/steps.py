@@ -173,7 +173,6 @@ class Workspace:
         state.slots = [collective.held(slot) for slot in state.slots]
         n = len(theta)
         self.parameters = self.layout.views(theta)
-        self.coefs = theta[: self.layout.n_coefs]
         vectors = [
             collective.room(n, theta.dtype)
             for _ in range(collective.n_vectors(n, theta.dtype))
@@ -184,6 +183,9 @@ class Workspace:
         self.n_penalised = min(
             max(self.layout.n_coefs - share.start, 0), share.stop - share.start
         )
+        #: Of all weights, those that this rank sums the squares of.
+        n_counted = self.n_penalised if collective.counts(n, theta.dtype) else 0
+        self.counted = theta[share][:n_counted]
 
 
 #: What is not finite is looked for, and told with its minibatch: NumPy's warnings would come
@@ -218,7 +220,7 @@ def run_epoch(
     """
     optimizer, program = settings.optimizer, workspace.program
     workspace.arrange(state, collective)
-    parameters, coefs = workspace.parameters, workspace.coefs
+    parameters, counted = workspace.parameters, workspace.counted
     theta, *slots = workspace.share
     total = 0.0
     for number, (rows, size, batch, weight) in enumerate(batches.gathered(workspace.room), 1):
@@ -229,9 +231,9 @@ def run_epoch(
             vector[...] = 0
             loss = 0.0
         is_bad = not settings.may_diverge and not is_finite(vector)
-        # One rank's, for all: BLAS rounds by threads and processor, and ranks that went by
-        # losses with other bits could end at other epochs.
-        squares = float(coefs @ coefs) if collective.rank == 0 else 0.0
+        # Of each weight one rank's, for all: BLAS rounds by threads and processor, and ranks
+        # that went by losses with other bits could end at other epochs.
+        squares = float(counted @ counted)
         scalars = (loss, weight, is_bad, squares)
         (loss, weight, n_bad, squares), gradient = collective.sum(scalars, vector)
         if weight == 0:

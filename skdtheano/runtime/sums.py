@@ -44,6 +44,11 @@ class Sums:
     def share(self, n: int, dtype: np.dtype) -> slice:
         return self._shares(n, np.dtype(dtype))[self.rank]
 
+    def counts(self, n: int, dtype: np.dtype) -> bool:
+        # Those of the first host.
+        first = self._host[0] if self._is_shared(n, np.dtype(dtype)) else self.rank
+        return first == self._leaders[0]
+
     def _shares(self, n: int, dtype: np.dtype) -> dict[int, slice]:
         """What each rank of this host updates of a vector."""
         if self._is_shared(n, dtype):
