@@ -134,7 +134,8 @@ class Course:
         progress.loss = loss
         progress.rows_seen += self.n_rows
         progress.loss_curve.append(loss)
-        self._say(f"Iteration {progress.n_iter}, loss = {loss:.8f}")
+        if self.schedule.verbose:  # a text takes longer than the rest
+            self._say(f"Iteration {progress.n_iter}, loss = {loss:.8f}")
 
     def _judge_loss(self) -> None:
         progress = self.progress

@@ -21,6 +21,30 @@ from skdtheano.model_selection.jobs import Split
 _NUMBER = "__number"
 
 
+class _RowNumbers:
+    """All rows of a table, by number, as scikit-learn splits them up.
+
+    It asks what has an ``iloc`` for rows by ``take``. What has none it asks first whether it
+    is one of many kinds of data frame, which would be a third of the time of a search whose
+    fits are there.
+    """
+
+    iloc = None
+
+    def __init__(self, n: int) -> None:
+        self.shape = (n,)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
+        return rows
+
+    def tobytes(self) -> bytes:
+        """As an array's: of all rows, which are in no split."""
+        return np.arange(len(self)).tobytes()
+
+
 class _Recorded(BaseEstimator):
     """Stands for the models of a search; fitted ones know candidate and rows."""
 
@@ -39,7 +63,6 @@ class _Recorded(BaseEstimator):
         return self
 
     def fit(self, X: np.ndarray, y: None = None) -> "_Recorded":
-        # All rows, for the last fit, are in no split.
         self.train = X.tobytes()
         for _, outcome in self.outcomes.get((self.number, self.train), []):
             if outcome.fit_error is not None:
@@ -107,7 +130,7 @@ class RecordedSearch(GridSearchCV):
     def run(self, n_rows: int) -> "RecordedSearch":
         """Look all outcomes up and set the attributes of a search."""
         with joblib.parallel_config("sequential"):
-            self.fit(np.arange(n_rows))
+            self.fit(_RowNumbers(n_rows))
         self.cv_results_: dict[str, Any] = self._tidied(self.cv_results_)
         if hasattr(self, "best_index_"):
             self.best_params_ = self.cv_results_["params"][self.best_index_]
