@@ -1,8 +1,10 @@
 """Searches that train candidates as one model: scikit-learn's search, with its numbers."""
 
+import gc
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -598,6 +600,37 @@ def test_few_rows_travel_in_each_task_and_many_in_tasks_of_their_own() -> None:
     assert not can_travel_along(1, None, X, pd.Series(labels))
     assert not can_travel_along(1, None, X, labels.astype(object))
     assert not can_travel_along(1, threading.Lock(), X, labels)
+
+
+@pytest.mark.cluster
+def test_a_wait_that_looked_up_in_between_holds_no_task_when_it_ends(
+    clusters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = clusters(1)
+    before = set(cluster.scheduler.tasks)
+    monkeypatch.setattr(places, "_LOOK_SECONDS", 0.1)
+    looks: list[None] = []
+    look = OnCluster._look
+
+    def noted(place: OnCluster, alone_since: float | None) -> float | None:
+        looks.append(None)
+        return look(place, alone_since)
+
+    monkeypatch.setattr(OnCluster, "_look", noted)
+
+    def waited_for(client: Client) -> None:
+        place = OnCluster(client)
+        task = place.submit(time.sleep, 0.5)
+        assert place.first_done([task]) is task
+
+    gc.disable()  # a busy process collects cycles at any time, and an idle one never
+    try:
+        with Client(cluster) as client:
+            waited_for(client)
+            assert forgets_all_tasks(cluster, before)
+    finally:
+        gc.enable()
+    assert looks
 
 
 @pytest.mark.cluster

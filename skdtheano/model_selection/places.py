@@ -171,9 +171,14 @@ class OnCluster(Place):
         alone_since: float | None = None
         with outside_the_slots(), waiting_for(self._client):
             while True:
-                # Of what was cancelled `result` tells.
-                with suppress(TimeoutError, CancelledError), self._closed_is_told():
-                    wait(handles, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
+                try:
+                    with self._closed_is_told():
+                        wait(handles, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
+                except (TimeoutError, CancelledError) as error:
+                    # Of what was cancelled `result` tells. dask's frames and the error hold
+                    # each other, and the tasks of the search, which would stay on the cluster
+                    # until the garbage collector runs.
+                    error.__traceback__ = None
                 for handle in handles:
                     if handle.status != "pending":
                         return handle
