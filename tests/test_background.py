@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cases import data
 from distributed import Client, LocalCluster, Nanny, Scheduler, get_worker
+from distributed.core import Status
 from tornado.ioloop import PeriodicCallback
 
 from skdtheano import DistributedMLPClassifier
@@ -176,6 +177,27 @@ def test_the_profiler_of_a_worker_keeps_its_pace_while_another_thread_may_work()
 
     with threads_as_workers(1, n_threads=2) as cluster, Client(cluster) as client:
         assert client.submit(inside).result() == (200.0, SAMPLE)
+        [worker] = cluster.workers.values()
+        with waiting_for(client):  # for what is not of ours, maybe
+            assert paces(worker) == (200.0, SAMPLE)
+
+
+def test_a_fit_on_a_cluster_of_another_kind_is_as_ever(clusters: Any) -> None:
+    """dask's client takes whatever has an address and a status."""
+
+    class Foreign:
+        status = Status.running
+
+        def __init__(self, scheduler_address: str) -> None:
+            self.scheduler_address = scheduler_address
+
+        def workers(self) -> list[str]:
+            return []
+
+    X, y = chunked(*data("multiclass"))
+    with Client(Foreign(clusters(2).scheduler_address)):
+        fitted = DistributedMLPClassifier((4,), max_iter=2, random_state=0).fit(X, y)
+    assert fitted.n_iter_ == 2
 
 
 def test_who_waits_slows_scheduler_and_nannies_of_its_own_cluster(
@@ -197,6 +219,11 @@ def test_who_waits_slows_scheduler_and_nannies_of_its_own_cluster(
         with waiting_for(client):
             clocks[0].callback_time = 50.0  # somebody's wish
         assert clocks[0].callback_time == 50.0
+        with waiting_for(client):
+            clocks[0].callback_time = 40.0
+            with waiting_for(client):
+                assert clocks[0].callback_time == 200.0
+        assert clocks[0].callback_time == 40.0
         with Client(cluster.scheduler_address) as stranger, waiting_for(stranger):
             assert clocks[1].callback_time == TICK
     finally:

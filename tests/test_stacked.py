@@ -1,6 +1,6 @@
 """Many models of one architecture at once: the numbers of each one alone."""
 
-from collections import Counter, OrderedDict
+from collections import Counter, deque
 from collections.abc import Callable
 from itertools import product
 
@@ -15,7 +15,6 @@ from skdtheano.graphs.optimizers import update_graph
 from skdtheano.memory import Memory
 from skdtheano.recipe import Recipe, derived
 from skdtheano.routine import Routine
-from skdtheano.runtime import program as program_module
 from skdtheano.runtime import stacked_program
 from skdtheano.runtime.parameters import Layout, TrainState
 from skdtheano.runtime.program import NUMPY, ProgramSpec
@@ -191,10 +190,12 @@ def test_products_of_one_matrix_are_taken_at_once(monkeypatch: pytest.MonkeyPatc
 
 def test_stacks_one_after_another_compute_in_the_same_memory() -> None:
     layout, memory = Layout((5, 4, 2)), Memory()
+    made: list[int] = []
 
     def vectors_of(n_models: int) -> StackedVectors:
-        vector = np.arange(float(layout.n_parameters))
+        vector = np.arange(float(layout.n_parameters)) + 10 * len(made)
         states = [TrainState(vector + k, [-vector]) for k in range(n_models)]
+        made.append(n_models)
         return StackedVectors(layout, states, np.zeros(n_models), memory, beside=True)
 
     first = vectors_of(3)
@@ -206,6 +207,7 @@ def test_stacks_one_after_another_compute_in_the_same_memory() -> None:
         assert np.shares_memory(first.theta, other.theta)
         assert_array_equal(other.theta[1] - other.theta[0], 1.0)
         assert_array_equal(other.parameters[0][1], other.theta[1][:20].reshape(5, 4))
+    assert not np.shares_memory(first.theta, kept.theta)
     assert_array_equal(kept.theta, np.arange(float(layout.n_parameters)) + 2)
     assert_array_equal(kept.slots[0], -np.arange(float(layout.n_parameters)))
 
@@ -222,7 +224,7 @@ def test_memory_of_large_stacks_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> 
         program.give_back()
         return memory
 
-    monkeypatch.setattr(program_module, "_idle", OrderedDict())
+    monkeypatch.setattr(stacked_program, "_kept", deque(maxlen=2))
     monkeypatch.setattr(stacked_program, "_MOST_KEPT_BYTES", 1000)
     first = memory_of(800)
     assert memory_of(1001) is first  # which has grown too large

@@ -109,7 +109,7 @@ class _Average:
 
     def take(self, number: int, n_steps: int) -> float:
         """Go on from the average; return the loss of the steps since, times their rows."""
-        # The squares are one rank's, for all: see `run_epoch`.
+        # The squares are the first rank's, for all: others' may have other bits.
         squares = self._squares if self._collective.rank == 0 else 0.0
         scalars = (self.loss, self.weight, float(self.bad is not None), squares)
         self._epoch_weight += self.weight

@@ -181,7 +181,7 @@ class Order(Protocol):
         """Go on to after so many of the epochs that were last seen `ahead`."""
 
     def draw(self) -> "Epoch":
-        """The order of the next epoch, which is taken."""
+        """The order of the next epoch, which is taken; not between `ahead` and its `take`."""
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ class Leases:
             with _idle_lock:
                 waiting = _idle.get(key)
                 piece = waiting.pop() if waiting else None
-            piece = self._pieces[key] = piece or make()
+            piece = self._pieces[key] = make() if piece is None else piece
         return piece
 
     def _piece(

@@ -1,5 +1,6 @@
 """The compiled pieces of many models that are trained together."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,10 +9,10 @@ from skdtheano.memory import Memory
 from skdtheano.runtime.program import NUMPY, Leases, ProgramSpec
 from skdtheano.runtime.update import StackedPart, StackedUpdate
 
-_MEMORY = ("memory",)
-
-#: Memory for vectors is kept for the next models if it is at most so much.
+#: Memory for vectors is kept for the next models if it is at most so much, and of the last two
+#: that were given back: a process that rests does not hold more.
 _MOST_KEPT_BYTES = 2**25
+_kept: deque[Memory] = deque(maxlen=2)
 
 
 class StackedProgram(Leases):
@@ -31,6 +32,7 @@ class StackedProgram(Leases):
         super().__init__(spec)
         self._losses = np.zeros(n_models, spec.network.dtype)
         self._same_rows = same_rows
+        self._memory: Memory | None = None
         self._bound_step: tuple[int, Callable[[], None]] | None = None
 
     def memory(self) -> Memory:
@@ -38,13 +40,17 @@ class StackedProgram(Leases):
 
         Its pages are there: new ones for each stack would take 2 % of a search's time.
         """
-        memory: Memory = self._leased(_MEMORY, Memory)
-        return memory
+        if self._memory is None:
+            try:
+                self._memory = _kept.pop()
+            except IndexError:
+                self._memory = Memory()
+        return self._memory
 
     def give_back(self) -> None:
-        memory = self._pieces.get(_MEMORY)
-        if memory is not None and memory.nbytes > _MOST_KEPT_BYTES:
-            del self._pieces[_MEMORY]  # a process that rests does not hold so much
+        if self._memory is not None and self._memory.nbytes <= _MOST_KEPT_BYTES:
+            _kept.append(self._memory)
+        self._memory = None
         super().give_back()
 
     def sums_of_all(
