@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any, ClassVar
 
 import dask.array as da
@@ -631,6 +632,51 @@ def test_a_wait_that_looked_up_in_between_holds_no_task_when_it_ends(
     finally:
         gc.enable()
     assert looks
+
+
+def test_splits_of_the_same_rows_keep_their_own_outcomes() -> None:
+    """How much does the seed matter? Each fit of such a search has numbers of its own."""
+    X, y = rows()
+    train, test = np.arange(20), np.arange(20, 30)
+    n_calls = 0
+
+    def counted(model: Any, X: Any, y: Any) -> float:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 3:
+            raise ValueError("this once")
+        return float(n_calls)
+
+    search = BatchedGridSearchCV(
+        DistributedMLPClassifier((2,), max_iter=2),
+        {"alpha": [0.1, 1.0]},
+        cv=[(train, test), (train, test), (train, test[:5])],
+        scoring=counted,
+        return_train_score=True,
+        refit=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one has failed, and none has converged
+        results = search.fit(X, y).cv_results_
+    scores = [
+        score
+        for k, side in product(range(3), ("test", "train"))
+        for score in results[f"split{k}_{side}_score"].tolist()
+    ]
+    assert sorted(score for score in scores if score == score) == [1, 2, *range(4, 13)]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_no_splits_are_an_error_of_scikit_learns(
+    client_of: Callable[..., Client], n_workers: int
+) -> None:
+    if n_workers:
+        client_of(n_workers)
+    for kind in (BatchedGridSearchCV, GridSearchCV):
+        search = kind(DistributedMLPClassifier((2,)), {"alpha": [1.0]}, cv=[])
+        with pytest.raises(ValueError, match="No fits were performed"):
+            search.fit(*rows())
 
 
 @pytest.mark.cluster

@@ -118,12 +118,12 @@ class _Batched:
         self._keep(
             RecordedSearch(
                 candidates,
-                splits,
+                len(splits),
                 self._judged(outcomes),
                 refit=self.refit,
                 error_score=self.error_score,
                 return_train_score=self.return_train_score,
-            ).run(len(rows))
+            ).run()
         )
         self.scorer_ = getattr(scorer, "_scorers", scorer)
         self.n_batched_fits_ = sum(outcome.was_stacked for outcome in outcomes)

@@ -68,7 +68,7 @@ def jobs_of(
         order.append((place, kind_place, number))
     order.sort()
     n_parts = 1
-    if n_at_once > 1:
+    if n_at_once > 1 and n_splits:
         n_parts = max(1, min(len(order), -(-_TASKS_PER_THREAD * n_at_once // n_splits)))
         # As many tasks for each thread: with one more, all others would wait for it.
         even = (

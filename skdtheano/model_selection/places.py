@@ -34,7 +34,7 @@ def can_travel_along(n_tasks: int, request: Any, *rows: Any) -> bool:
     """
     arrays = [p for p in rows if isinstance(p, np.ndarray) and not p.dtype.hasobject]
     nbytes = sum(array.nbytes for array in arrays)
-    most = 2 * _PIECE_BYTES // n_tasks
+    most = 2 * _PIECE_BYTES // max(n_tasks, 1)
     if len(arrays) < len(rows) or nbytes > most:
         return False
     try:

@@ -1,8 +1,8 @@
 """scikit-learn's own search over fits that have been made: it ranks, averages and warns.
 
 What `sklearn.model_selection` makes of scores, failed fits, several metrics and a `refit`
-that is a function is left to it. The rows that it splits are row numbers, a fit looks its
-outcome up, and so does the scorer.
+that is a function is left to it. What it splits are numbers of splits, a fit looks its outcome
+up, and so does the scorer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,45 +15,45 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import GridSearchCV
 
 from skdtheano.model_selection.fold_fits import Outcome
-from skdtheano.model_selection.jobs import Split
 
 #: The parameter by which a candidate's number travels through a search.
 _NUMBER = "__number"
 
 
-class _RowNumbers:
-    """All rows of a table, by number, as scikit-learn splits them up.
+class _Sides:
+    """Stands for a table: of split k, 2 k is all rows to train on, 2 k + 1 those to score on.
 
-    It asks what has an ``iloc`` for rows by ``take``. What has none it asks first whether it
-    is one of many kinds of data frame, which would be half of the time of a search whose fits
-    are there; the rows are the same.
+    Splits may have the same rows, and their fits other outcomes.
+
+    scikit-learn asks what has an ``iloc`` for rows by ``take``. What has none it asks first
+    whether it is one of many kinds of data frame, which would be half of the time of a search
+    whose fits are there.
     """
 
     iloc = None
 
-    def __init__(self, n: int) -> None:
-        self.shape = (n,)
+    def __init__(self, n_splits: int) -> None:
+        self.shape = (2 * n_splits,)
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
-        return rows
+    def take(self, sides: np.ndarray, axis: int = 0) -> np.ndarray:
+        return sides
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        return rows
+    def __getitem__(self, sides: np.ndarray) -> np.ndarray:
+        return sides
 
-    def tobytes(self) -> bytes:
-        """As an array's, for the last fit, of all rows."""
-        return np.arange(len(self)).tobytes()
+    def splits(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(np.array([k]), np.array([k + 1])) for k in range(0, len(self), 2)]
 
 
 class _Recorded(BaseEstimator):
-    """Stands for the models of a search; fitted ones know candidate and rows."""
+    """Stands for the models of a search; fitted ones know candidate and split."""
 
     def __init__(
         self,
-        outcomes: Mapping[tuple[int, bytes], list[tuple[bytes, Outcome]]],
+        outcomes: Mapping[tuple[int, int], Outcome],
         tracebacks: Mapping[int, TracebackType | None],
     ) -> None:
         self.outcomes, self.tracebacks = outcomes, tracebacks
@@ -65,20 +65,20 @@ class _Recorded(BaseEstimator):
         self.number = params[_NUMBER]
         return self
 
-    def fit(self, X: np.ndarray, y: None = None) -> "_Recorded":
-        self.train = X.tobytes()
-        for _, outcome in self.outcomes.get((self.number, self.train), []):
-            if outcome.fit_error is not None:
-                # One of several candidates' is raised again: without what was added to it.
-                raise outcome.fit_error.with_traceback(self.tracebacks[id(outcome.fit_error)])
+    def fit(self, X: "np.ndarray | _Sides", y: None = None) -> "_Recorded":
+        if isinstance(X, _Sides):  # the last fit, of all rows, which nobody scores
+            return self
+        self.outcome = self.outcomes[self.number, int(X[0]) // 2]
+        error = self.outcome.fit_error
+        if error is not None:
+            # One of several candidates' is raised again: without what was added to it.
+            raise error.with_traceback(self.tracebacks[id(error)])
         return self
 
 
 def _score(model: _Recorded, X: np.ndarray, y: None = None) -> Any:
-    rows = X.tobytes()
-    outcomes = model.outcomes[model.number, model.train]
-    of_test = [outcome for test, outcome in outcomes if test == rows]
-    side = of_test[0].test if of_test else outcomes[0][1].train
+    outcome = model.outcome
+    side = outcome.test if X[0] % 2 else outcome.train
     assert side is not None
     return side.score
 
@@ -89,7 +89,7 @@ class RecordedSearch(GridSearchCV):
     Parameters
     ----------
     candidates : sequence of dict
-    splits : sequence of tuple of ndarray
+    n_splits : int
     outcomes : sequence of Outcome
         One for each candidate and split.
     refit : bool, str or callable
@@ -101,39 +101,36 @@ class RecordedSearch(GridSearchCV):
     def __init__(
         self,
         candidates: Sequence[Mapping[str, Any]],
-        splits: Sequence[Split],
+        n_splits: int,
         outcomes: Sequence[Outcome],
         *,
         refit: bool | str | Callable[..., int],
         error_score: Any,
         return_train_score: bool,
     ) -> None:
-        keys = [tuple(np.ascontiguousarray(rows).tobytes() for rows in s) for s in splits]
-        by_rows: dict[tuple[int, bytes], list[tuple[bytes, Outcome]]] = {}
-        for outcome in outcomes:
-            train, test = keys[outcome.split]
-            by_rows.setdefault((outcome.candidate, train), []).append((test, outcome))
+        self._sides = _Sides(n_splits)
+        by_place = {(o.candidate, o.split): o for o in outcomes}
         errors = [o.fit_error for o in outcomes if o.fit_error is not None]
         super().__init__(
-            _Recorded(by_rows, {id(error): error.__traceback__ for error in errors}),
+            _Recorded(by_place, {id(error): error.__traceback__ for error in errors}),
             {},  # `_run_search` has the candidates
             scoring=_score,
             refit=(lambda results: refit(self._tidied(results))) if callable(refit) else refit,
-            cv=list(splits),
+            cv=self._sides.splits(),
             error_score=error_score,
             return_train_score=return_train_score,
         )
-        self.candidates, self.splits, self.outcomes = candidates, splits, outcomes
+        self.candidates, self.n_splits, self.outcomes = candidates, n_splits, outcomes
 
     def _run_search(self, evaluate_candidates: Callable[..., Any]) -> None:
         evaluate_candidates(
             [{**params, _NUMBER: i} for i, params in enumerate(self.candidates)]
         )
 
-    def run(self, n_rows: int) -> "RecordedSearch":
+    def run(self) -> "RecordedSearch":
         """Look all outcomes up and set the attributes of a search."""
         with joblib.parallel_config("sequential"):
-            self.fit(_RowNumbers(n_rows))
+            self.fit(self._sides)
         self.cv_results_: dict[str, Any] = self._tidied(self.cv_results_)
         if hasattr(self, "best_index_"):
             self.best_params_ = self.cv_results_["params"][self.best_index_]
@@ -143,7 +140,7 @@ class RecordedSearch(GridSearchCV):
         """Without the candidates' numbers, and with the times that fits and scores took."""
         tidied = {name: v for name, v in results.items() if name != f"param_{_NUMBER}"}
         tidied["params"] = [dict(params) for params in self.candidates]
-        times = np.zeros((2, len(self.candidates), len(self.splits)))
+        times = np.zeros((2, len(self.candidates), self.n_splits))
         for outcome in self.outcomes:
             place = (outcome.candidate, outcome.split)
             times[0][place], times[1][place] = outcome.fit_seconds, outcome.score_seconds
