@@ -336,6 +336,32 @@ def test_a_client_closed_in_mid_fit_ends_it_with_what_to_do(own_cluster: LocalCl
     assert np.isfinite(clf.predict_proba(X)).all()
 
 
+@pytest.mark.parametrize("workers", ["auto", "all"])
+@pytest.mark.parametrize("n_before", [0, 8, 12])
+def test_a_client_closed_at_any_time_is_told_in_the_same_words(
+    clusters: Any, monkeypatch: pytest.MonkeyPatch, workers: str, n_before: int
+) -> None:
+    """What dask says of it depends on what it is asked next."""
+    submit, n_asked = ClusterSite.submit, 0
+
+    def closing(site: ClusterSite, *args: Any, **kwargs: Any) -> Any:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked > n_before:
+            site.client.close()
+        return submit(site, *args, **kwargs)
+
+    monkeypatch.setattr(ClusterSite, "submit", closing)
+    clf = DistributedMLPClassifier((5 + n_before,), max_iter=3)  # not tried before
+    with (
+        dask.config.set({"skdtheano.workers": workers}),
+        Client(clusters(2)),
+        pytest.raises(ConnectionError, match="Make a new Client and fit again"),
+    ):
+        clf.fit(*chunked(*data("binary")))
+    assert n_asked > n_before
+
+
 def test_a_fit_in_a_task_that_has_given_its_slot_back_finishes(
     client_of: Callable[[int], Client],
 ) -> None:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 from functools import reduce
 from operator import add
+from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -18,7 +19,13 @@ from distributed import Client, futures_of
 from distributed.client import _wait
 
 from skdtheano.runtime.background import waiting_for
-from skdtheano.runtime.failures import RoundFailed, SchedulerLost, ValueLost, WorkersLost
+from skdtheano.runtime.failures import (
+    EndedEarly,
+    RoundFailed,
+    SchedulerLost,
+    ValueLost,
+    WorkersLost,
+)
 from skdtheano.runtime.mailbox import ExchangePlugin
 from skdtheano.runtime.sites import Check, Handle
 from skdtheano.runtime.workers import (
@@ -94,12 +101,21 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
     def load(self, blocks: Sequence[Delayed]) -> list[Handle]:
         return self._made(self.client.compute(list(blocks)))
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         # Whoever keeps an error keeps the frames that it went through, and in them futures:
         # a task that failed would stay on the scheduler, and fail in the next fit unrun.
         for future in list(self._futures.values()):
             with suppress(RuntimeError):  # the client's event loop is closed
                 future.release()
+        # What dask says of a client that was closed depends on what was asked of it.
+        is_said = isinstance(error, EndedEarly | ValueError | TypeError)
+        if isinstance(error, Exception) and not is_said:
+            self.check_client(error)
 
     def _made(self, futures: list[Handle]) -> list[Handle]:
         self._futures.update((id(future), future) for future in futures)
@@ -192,11 +208,7 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
 
     def _workers_now(self) -> dict[str, dict[str, Any]]:
         """What the scheduler knows of each worker."""
-        if self.client.status != "running":
-            raise SchedulerLost(
-                f"The client lost its cluster while it was used (its status is "
-                f"{self.client.status!r}). Make a new Client and fit again."
-            )
+        self.check_client()
         # Not client.scheduler_info(), which gives what another thread may have fetched.
         scheduler: Any = self.client.scheduler
         try:
@@ -210,6 +222,14 @@ class ClusterSite(AbstractContextManager["ClusterSite"]):
             ) from error
         known: dict[str, dict[str, Any]] = told["workers"]
         return known
+
+    def check_client(self, cause: BaseException | None = None) -> None:
+        """Raise `SchedulerLost` if the client was closed, or has lost its scheduler."""
+        if self.client.status != "running":
+            raise SchedulerLost(
+                f"The client lost its cluster while it was used (its status is "
+                f"{self.client.status!r}). Make a new Client and fit again."
+            ) from cause
 
     def wait(self, handles: Sequence[Handle], check: Check | None = None) -> None:
         """Wait until every future has ended, well or not.

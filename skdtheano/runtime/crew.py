@@ -206,6 +206,7 @@ def _times(
     except (SchedulerLost, WorkersLost):
         raise
     except Exception as error:  # a fit may do what a trial cannot: it goes on
+        site.check_client(error)
         logger.info("All %d workers take part: a trial failed (%s).", len(workers), error)
         return None
     with _lock:
