@@ -354,7 +354,8 @@ def test_a_client_closed_at_any_time_is_told_in_the_same_words(
     monkeypatch.setattr(ClusterSite, "submit", closing)
     clf = DistributedMLPClassifier((5 + n_before,), max_iter=3)  # not tried before
     with (
-        dask.config.set({"skdtheano.workers": workers}),
+        # A client that is closed within its context leaves itself dask's scheduler.
+        dask.config.set({"skdtheano.workers": workers, "scheduler": None}),
         Client(clusters(2)),
         pytest.raises(ConnectionError, match="Make a new Client and fit again"),
     ):
