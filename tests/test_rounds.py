@@ -363,6 +363,28 @@ def test_a_client_closed_at_any_time_is_told_in_the_same_words(
     assert n_asked > n_before
 
 
+@pytest.mark.usefixtures("an_epoch_a_round")
+def test_a_client_closed_between_rounds_leaves_what_they_have_learned(
+    clusters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = ClusterSite.submit
+
+    def closing(site: ClusterSite, *args: Any, **kwargs: Any) -> Any:
+        if str(kwargs.get("key")).startswith("skdtheano-epoch-3-"):
+            site.client.close()
+        return submit(site, *args, **kwargs)
+
+    monkeypatch.setattr(ClusterSite, "submit", closing)
+    clf = DistributedMLPClassifier((5,), max_iter=9)
+    with (
+        dask.config.set({"scheduler": None}),
+        Client(clusters(2)),
+        pytest.raises(ConnectionError, match="Make a new Client and fit again"),
+    ):
+        clf.fit(*chunked(*data("binary")))
+    assert clf.n_iter_ == len(clf.loss_curve_) == 2
+
+
 def test_a_fit_in_a_task_that_has_given_its_slot_back_finishes(
     client_of: Callable[[int], Client],
 ) -> None:

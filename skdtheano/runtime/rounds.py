@@ -17,6 +17,7 @@ import numpy as np
 from distributed.scheduler import KilledWorker
 
 from skdtheano.runtime.failures import (
+    EndedEarly,
     NotFinite,
     RoundFailed,
     RoundsFailed,
@@ -153,6 +154,12 @@ class ClusterRuntime(AbstractContextManager["ClusterRuntime"]):
                         + "\n".join(f"{i + 1}. {cause}" for i, cause in enumerate(causes))
                         + "\nSee the workers' logs (client.get_worker_logs())."
                     ) from failure
+            except EndedEarly:
+                raise
+            except Exception as error:
+                # Of a client that was closed dask says this or that; the model is kept then.
+                self._site.check_client(error)
+                raise
 
     def _regroup(self) -> None:
         # In this order: a copy that was lost with its worker would be asked of dask again,
