@@ -1,7 +1,7 @@
 """What dask does beside training, and how far it is kept from it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,17 +109,17 @@ def paces(server: Any) -> tuple[float, ...]:
 
 
 def paces_while_called(
-    monkeypatch: pytest.MonkeyPatch, module: Any, function: str, server: Any
+    monkeypatch: pytest.MonkeyPatch, owner: Any, function: str, server: Callable[[], Any]
 ) -> list[tuple[float, ...]]:
     """Of a server's clocks, whenever a function is called from now on."""
     seen: list[tuple[float, ...]] = []
-    called: Any = getattr(module, function)
+    called: Any = getattr(owner, function)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        seen.append(paces(server))
+        seen.append(paces(server()))
         return called(*args, **kwargs)
 
-    monkeypatch.setattr(module, function, watched)
+    monkeypatch.setattr(owner, function, watched)
     return seen
 
 
@@ -127,16 +127,11 @@ def paces_while_called(
 def test_clocks_are_slow_while_workers_train(
     monkeypatch: pytest.MonkeyPatch, is_asked_for: bool
 ) -> None:
-    seen: list[tuple[float, ...]] = []
-    run_epoch = tasks_module.run_epoch
     with threads_as_workers(2) as cluster:
-
-        def watched(*args: Any) -> float:
-            seen.append(paces(get_worker()))
-            return run_epoch(*args)
-
-        monkeypatch.setattr(tasks_module, "run_epoch", watched)
-        waits = paces_while_called(monkeypatch, cluster_module, "_wait", cluster.scheduler)
+        seen = paces_while_called(monkeypatch, tasks_module, "run_epoch", get_worker)
+        waits = paces_while_called(
+            monkeypatch, cluster_module, "_wait", lambda: cluster.scheduler
+        )
         with dask.config.set({background.SETTING: is_asked_for}):
             DistributedMLPClassifier((4,), max_iter=3).fit(*chunked(*data("multiclass")))
         assert set(seen) == {(TICK, SAMPLE) if is_asked_for else (200.0, 200.0)}
@@ -151,17 +146,12 @@ def test_clocks_are_slow_while_workers_train(
 def test_clocks_are_slow_in_the_tasks_of_a_search(
     monkeypatch: pytest.MonkeyPatch, early_stopping: bool
 ) -> None:
-    seen: list[tuple[float, ...]] = []
     where = local_module.LocalRuntime if early_stopping else stack_module._Stack
-    run_epoch: Any = where._run_epoch
     with threads_as_workers(1) as cluster:
-
-        def watched(*args: Any) -> Any:
-            seen.append(paces(get_worker()))
-            return run_epoch(*args)
-
-        monkeypatch.setattr(where, "_run_epoch", watched)
-        waits = paces_while_called(monkeypatch, places_module, "wait", cluster.scheduler)
+        seen = paces_while_called(monkeypatch, where, "_run_epoch", get_worker)
+        waits = paces_while_called(
+            monkeypatch, places_module, "wait", lambda: cluster.scheduler
+        )
         clf = DistributedMLPClassifier(max_iter=2, early_stopping=early_stopping)
         search = BatchedGridSearchCV(clf, {"alpha": [0.1, 1.0]}, cv=2, refit=False)
         search.fit(*data("multiclass"))
